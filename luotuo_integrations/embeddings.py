@@ -1,0 +1,328 @@
+"""LuotuoEmbeddings: one class that LangChain and LlamaIndex both take for their own.
+
+This is the only file that knows both frameworks' embedding interfaces. It holds no model code: it hands texts to an
+Encoder, which is loaded at the first call and shared by copies.
+"""
+
+import asyncio
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from langchain_core.embeddings import Embeddings
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.callbacks import CallbackManager
+
+from luotuo_integrations.coalescing import Coalescer
+from luotuo_integrations.encoder import Encoder, Kind, Vectors, check_texts
+from luotuo_integrations.registry import CARDS, DEFAULT_MODEL, find_card
+
+# Above this an asynchronous call goes its own way, so that a query never waits behind a folder of documents.
+_COALESCE_LIMIT = 64
+
+
+class LuotuoEmbeddings(BaseEmbedding, Embeddings):
+    """Chinese text embeddings for LangChain and LlamaIndex.
+
+    The model is loaded at the first call. Objects are small to pickle (settings only), copies share the loaded model,
+    and every method may be called from any thread or event loop.
+
+    Example:
+        >>> from luotuo_integrations import LuotuoEmbeddings
+        >>> embeddings = LuotuoEmbeddings()
+        >>> len(embeddings.embed_query("试用期可以请年假吗？"))
+        384
+
+    Args:
+        model: A name that ``luotuo models`` lists, a repository name on the hub, or a model folder. The default is in
+            the package. ``model_name`` is accepted as another name for it.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None takes the best there is.
+        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``; auto is float32 except on CUDA.
+        dimensions: Keep the first so many numbers of each vector (Matryoshka) and normalise again.
+        max_length: Longest text in tokens; what is over is cut, with a warning.
+        normalize: Scale vectors to length 1; None as the model says.
+        query_prompt: Text put before queries; None as the model says.
+        passage_prompt: Text put before passages; None as the model says.
+        embed_batch_size: How many texts LlamaIndex hands over at a time, 1 to 2048. Device batches are made inside,
+            by tokens.
+        max_tokens_per_batch: Padded tokens in one forward pass.
+        show_progress: Show a progress bar while embedding documents.
+        cache_folder: Where downloads from the hub are kept.
+        revision: Commit, branch or tag on the hub.
+        trust_remote_code: Run Python code that lies in the model's folder.
+
+    Raises:
+        ModelNotFoundError: At the first call, if there is no such model.
+        ValueError: If an argument is out of range.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=("pydantic_model_",), arbitrary_types_allowed=True)
+
+    model: str = Field(default=DEFAULT_MODEL, frozen=True)
+    dimensions: int | None = Field(default=None, gt=0, frozen=True)
+    max_length: int | None = Field(default=None, gt=0, frozen=True)
+    normalize: bool | None = Field(default=None, frozen=True)
+    query_prompt: str | None = Field(default=None, frozen=True)
+    passage_prompt: str | None = Field(default=None, frozen=True)
+    revision: str | None = Field(default=None, frozen=True)
+    # What does not change a vector stays out of to_dict(), which LlamaIndex hashes into its cache keys.
+    device: str | None = Field(default=None, frozen=True, exclude=True)
+    dtype: str = Field(default="auto", frozen=True, exclude=True)
+    max_tokens_per_batch: int = Field(default=16_384, gt=0, frozen=True, exclude=True)
+    show_progress: bool = Field(default=False, exclude=True)
+    cache_folder: str | None = Field(default=None, frozen=True, exclude=True)
+    trust_remote_code: bool = Field(default=False, frozen=True, exclude=True)
+
+    _loader: "_Loader" = PrivateAttr()
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        device: str | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dimensions: int | None = None,
+        max_length: int | None = None,
+        normalize: bool | None = None,
+        query_prompt: str | None = None,
+        passage_prompt: str | None = None,
+        embed_batch_size: int = 256,
+        max_tokens_per_batch: int = 16_384,
+        show_progress: bool = False,
+        cache_folder: str | Path | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        model_name: str | None = None,
+        num_workers: int | None = None,
+        callback_manager: CallbackManager | None = None,
+        rate_limiter: Any = None,
+        embeddings_cache: Any = None,
+    ) -> None:
+        if model is not None and model_name is not None and str(model) != model_name:
+            msg = f"model={str(model)!r} and model_name={model_name!r} differ; give one of them"
+            raise ValueError(msg)
+        if embeddings_cache is not None:
+            # LlamaIndex keys that cache by the text alone: a query would be given a passage's vector.
+            msg = "embeddings_cache mixes queries and passages; leave it out"
+            raise ValueError(msg)
+        name = str(model or model_name or DEFAULT_MODEL)
+        super().__init__(
+            model=name,
+            model_name=name,
+            device=device,
+            dtype=dtype,
+            dimensions=dimensions,
+            max_length=max_length,
+            normalize=normalize,
+            query_prompt=query_prompt,
+            passage_prompt=passage_prompt,
+            embed_batch_size=embed_batch_size,
+            max_tokens_per_batch=max_tokens_per_batch,
+            show_progress=show_progress,
+            cache_folder=None if cache_folder is None else str(cache_folder),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            num_workers=num_workers,
+            callback_manager=callback_manager or CallbackManager([]),
+            rate_limiter=rate_limiter,
+        )
+        self._loader = _Loader(self._encoder_settings())
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name under which LlamaIndex serialises the object."""
+        return "LuotuoEmbeddings"
+
+    # -- arrays ---------------------------------------------------------------------------------------------------
+
+    @property
+    def encoder(self) -> Encoder:
+        """The loaded Encoder; the first use loads it."""
+        return self._loader.encoder()
+
+    @property
+    def dimension(self) -> int:
+        """Length D of a vector. For the bundled model this needs no loading."""
+        card = CARDS.get(self.model)
+        if card is not None and card.source == "bundled" and (self.dimensions or 0) <= card.dimension:
+            return self.dimensions or card.dimension
+        return self.encoder.dimension
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides passage vectors; stores built with another fingerprint are refused."""
+        return self.encoder.fingerprint
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest text in tokens, prompt and special tokens included."""
+        return self.encoder.max_length
+
+    def encode(
+        self,
+        texts: Iterable[str],
+        kind: Kind = "passage",
+        out: Vectors | None = None,
+        show_progress: bool | None = None,
+    ) -> Vectors:
+        """Embed texts into an array; see ``Encoder.encode``.
+
+        Args:
+            texts: A list, or an iterator of any length.
+            kind: ``"query"`` or ``"passage"``.
+            out: float32 (N, D) array to fill, for instance a memory map.
+            show_progress: Show a progress bar; None as the object was made.
+
+        Returns:
+            float32 (N, D).
+
+        Raises:
+            TypeError: If a text is not a string.
+        """
+        check_texts(texts)
+        progress = self.show_progress if show_progress is None else show_progress
+        return self.encoder.encode(texts, kind, out, progress)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of each text, without prompt and special tokens."""
+        check_texts(texts)
+        return self.encoder.count_tokens(texts)
+
+    def relevance(self, cosine: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Turn cosines into relevances that mean the same for every model.
+
+        Args:
+            cosine: Cosines of a query with passages, any shape, in [-1, 1].
+
+        Returns:
+            Relevances in [0, 1], in the order of the cosines: the logistic that was fitted for the model, else
+            (1 + cosine) / 2.
+        """
+        values = np.asarray(cosine, dtype=np.float64)
+        card = find_card(self.model)
+        if card is None or card.relevance is None:
+            return np.clip((1 + values) / 2, 0.0, 1.0)
+        slope, midpoint = card.relevance
+        scores: npt.NDArray[np.float64] = 1 / (1 + np.exp(-slope * (values - midpoint)))
+        return scores
+
+    # -- LangChain ------------------------------------------------------------------------------------------------
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed passages.
+
+        Args:
+            texts: The passages; ``[]`` gives ``[]``.
+
+        Returns:
+            One list of D floats a passage.
+
+        Raises:
+            TypeError: If ``texts`` is a bare string or an item is not a string.
+        """
+        vectors: list[list[float]] = self.encode(texts, "passage").tolist()
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed a query.
+
+        Returns:
+            D floats.
+
+        Raises:
+            TypeError: If ``text`` is not a string.
+        """
+        vector: list[float] = self.encode([_checked_query(text)], "query", show_progress=False)[0].tolist()
+        return vector
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed passages without blocking the event loop; small concurrent calls share a forward pass."""
+        check_texts(texts)
+        if len(texts) > _COALESCE_LIMIT:
+            return await asyncio.to_thread(self.embed_documents, texts)
+        return await asyncio.wrap_future(self._loader.coalescer.submit("passage", texts))
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Embed a query without blocking the event loop; concurrent calls share a forward pass."""
+        return (await asyncio.wrap_future(self._loader.coalescer.submit("query", [_checked_query(text)])))[0]
+
+    # -- LlamaIndex -----------------------------------------------------------------------------------------------
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self.embed_query(query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return self.embed_documents(texts)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await self.aembed_query(query)
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return (await self.aembed_documents([text]))[0]
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await self.aembed_documents(texts)
+
+    # -- copies ---------------------------------------------------------------------------------------------------
+
+    def _encoder_settings(self) -> dict[str, Any]:
+        names = (
+            "model", "device", "dtype", "dimensions", "max_length", "normalize", "query_prompt", "passage_prompt",
+            "max_tokens_per_batch", "cache_folder", "revision", "trust_remote_code",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            **self._encoder_settings(),
+            "embed_batch_size": self.embed_batch_size,
+            "show_progress": self.show_progress,
+            "num_workers": self.num_workers,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __copy__(self) -> "LuotuoEmbeddings":
+        copied = type(self)(**self.__getstate__())
+        copied._loader = self._loader
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "LuotuoEmbeddings":
+        return self.__copy__()
+
+
+class _Loader:
+    """Loads the Encoder once, however many threads ask; copies of an embeddings object share one loader."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._encoder: Encoder | None = None
+        self.coalescer: Coalescer[Kind, str, list[float]] = Coalescer(self._embed)
+
+    def encoder(self) -> Encoder:
+        if self._encoder is None:
+            with self._lock:
+                if self._encoder is None:
+                    self._encoder = Encoder(**self._settings)
+        return self._encoder
+
+    def _embed(self, kind: Kind, texts: list[str]) -> list[list[float]]:
+        vectors: list[list[float]] = self.encoder().encode(texts, kind).tolist()
+        return vectors
+
+
+def _checked_query(text: object) -> str:
+    if not isinstance(text, str):
+        given = f"{type(text).__name__}: {str(text)[:80]!r}"
+        msg = f"The query is {given}; it must be one string. For many texts: encode(texts, 'query')"
+        raise TypeError(msg)
+    return text

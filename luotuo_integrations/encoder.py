@@ -1,0 +1,311 @@
+"""Encoder: texts to vectors, fast, in any order, from any thread. No framework is imported here."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from luotuo_integrations.batching import token_budget_batches, windows
+from luotuo_integrations.devices import choose_device, choose_dtype, is_out_of_memory
+from luotuo_integrations.fingerprint import document_fingerprint
+from luotuo_integrations.modeling import EmbeddingModel
+from luotuo_integrations.progress import progress_bar
+from luotuo_integrations.registry import DEFAULT_MODEL, ModelCard, find_card, resolve
+from luotuo_integrations.tokenization import TextTokenizer
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["query", "passage"]
+Vectors = npt.NDArray[np.float32]
+
+WINDOW = 32_768  # texts held at once: the memory of an endless input
+CHUNK = 1_024  # texts tokenized at once, while the device works on the chunk before
+
+
+class Encoder:
+    """A loaded model that turns texts into vectors.
+
+    Args:
+        model: A name in the registry, a repository name on the hub, or a folder.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None takes the best there is.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``; ``"auto"`` is float32 except on CUDA, where it is bfloat16
+            (float16 on cards without it).
+        dimensions: Keep the first so many numbers of a vector (Matryoshka), then normalise again.
+        max_length: Longest text in tokens, special tokens and prompt included; at most what the model allows.
+        normalize: Scale vectors to length 1; None as the model says.
+        query_prompt: Text put before queries; None as the model says.
+        passage_prompt: Text put before passages; None as the model says.
+        max_tokens_per_batch: Padded tokens in one forward pass.
+        cache_folder: Where downloads from the hub are kept.
+        revision: Commit, branch or tag on the hub.
+        trust_remote_code: Run Python code that lies in the model's folder.
+
+    Raises:
+        ModelNotFoundError: If there is no such model.
+        ModelFormatError: If its folder is damaged or of a kind that cannot be loaded.
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        dimensions: int | None = None,
+        max_length: int | None = None,
+        normalize: bool | None = None,
+        query_prompt: str | None = None,
+        passage_prompt: str | None = None,
+        max_tokens_per_batch: int = 16_384,
+        cache_folder: str | Path | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if max_tokens_per_batch < 1:
+            msg = f"max_tokens_per_batch={max_tokens_per_batch} must be at least 1; the default is 16384"
+            raise ValueError(msg)
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        self.card: ModelCard | None = find_card(model)
+        self.folder = resolve(model, cache_folder=cache_folder, revision=revision)
+        self.tokenizer = TextTokenizer(self.folder, trust_remote_code=trust_remote_code)
+        self.model = EmbeddingModel.load(
+            self.folder, card=self.card, dtype=self.dtype, trust_remote_code=trust_remote_code
+        ).to(self.device)
+        settings = self.model.settings
+        self.normalize = settings.normalize if normalize is None else normalize
+        self.prompts: Mapping[str, str] = {
+            "query": settings.prompts.get("query", "") if query_prompt is None else query_prompt,
+            "passage": settings.prompts.get("passage", "") if passage_prompt is None else passage_prompt,
+        }
+        self.dimension = _checked_dimension(dimensions, self.model.dimension)
+        self.max_length = self._checked_max_length(max_length)
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self._lock = threading.Lock()  # one forward pass at a time: more would only share the device
+        self._fingerprint: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides the vectors of passages, as a hash; equal fingerprints may share a store.
+
+        Weights, tokenizer, pooling, passage prompt, normalisation, dimensions and length count; dtype, device and
+        whatever touches queries alone do not.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = document_fingerprint(
+                self.folder,
+                {
+                    "pooling": self.model.settings.pooling,
+                    "passage_prompt": self.prompts["passage"],
+                    "normalize": self.normalize,
+                    "dimension": self.dimension,
+                    "max_length": self.max_length,
+                },
+            )
+        return self._fingerprint
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Count tokens, without prompt and special tokens.
+
+        Args:
+            texts: Any strings.
+
+        Returns:
+            One count a text.
+        """
+        return [len(ids) for chunk in windows(texts, CHUNK) for ids in self.tokenizer.encode(chunk)]
+
+    def encode(
+        self,
+        texts: Iterable[str],
+        kind: Kind = "passage",
+        out: Vectors | None = None,
+        show_progress: bool = False,
+    ) -> Vectors:
+        """Embed texts.
+
+        Args:
+            texts: Texts in any order and of any length; an iterator is read in windows, never listed whole. A text is
+                kept as it is, newlines too; ``""`` is allowed; lone surrogates become U+FFFD; what is over
+                ``max_length`` tokens is cut, with one warning that counts the cut texts.
+            kind: ``"query"`` or ``"passage"``: which prompt is put in front.
+            out: float32 array (N, D) to write into, a memory map for instance; then N texts must come.
+            show_progress: Show a progress bar.
+
+        Returns:
+            float32 (N, D) in the order of the texts; N = 0 gives (0, D). ``out`` itself where it was given.
+
+        Raises:
+            TypeError: If ``texts`` is a bare string, or a text is none; the message names its index.
+            ValueError: If ``kind`` is unknown, ``out`` does not fit, or the model gives numbers that are not finite.
+        """
+        if kind not in self.prompts:
+            msg = f"kind={kind!r} is unknown; use 'query' or 'passage'"
+            raise ValueError(msg)
+        check_texts(texts)
+        count = len(texts) if isinstance(texts, Sequence) else None
+        self._check_out(out, count)
+        finished: list[Vectors] = []
+        start = 0
+        cut = 0
+        with progress_bar("Embedding", count, enabled=show_progress) as advance:
+            for window in windows(texts, WINDOW):
+                check_texts(window, first_index=start)
+                stop = start + len(window)
+                if out is not None and stop > len(out):
+                    msg = f"out has {len(out)} rows, but more texts than that came"
+                    raise ValueError(msg)
+                target = np.empty((len(window), self.dimension), np.float32) if out is None else out[start:stop]
+                cut += self._encode_window(window, self.prompts[kind], target, advance)
+                self._check_finite(target, start)
+                finished.append(target)
+                start = stop
+        if cut:
+            logger.warning(
+                "%d of %d texts are longer than max_length=%d tokens and were cut", cut, start, self.max_length
+            )
+        if out is not None:
+            if start != len(out):
+                msg = f"out has {len(out)} rows, but {start} texts came; the first {start} rows are filled"
+                raise ValueError(msg)
+            return out
+        if len(finished) == 1:
+            return finished[0]
+        return np.concatenate(finished) if finished else np.empty((0, self.dimension), np.float32)
+
+    def _encode_window(self, texts: list[str], prompt: str, target: Vectors, advance: Callable[[int], None]) -> int:
+        """Fill ``target`` (n, D) with the vectors of one window; return how many texts were cut."""
+        cut = 0
+        for positions, ids, cut_here in self._tokenized_chunks(texts, prompt):
+            cut += cut_here
+            for batch in token_budget_batches([len(row) for row in ids], self.max_tokens_per_batch):
+                target[[positions[i] for i in batch]] = self._forward([ids[i] for i in batch])
+                advance(len(batch))
+        return cut
+
+    def _tokenized_chunks(self, texts: list[str], prompt: str) -> Iterator[tuple[list[int], list[list[int]], int]]:
+        """Tokenize chunks of similar length, longest first, one chunk ahead of the device."""
+        # Characters are a good enough guess of tokens to keep neighbours alike; batches sort by tokens.
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        chunks = list(windows(order, CHUNK))
+
+        def tokenize(positions: list[int]) -> tuple[list[int], list[list[int]], int]:
+            bare = self.tokenizer.encode([prompt + texts[i] for i in positions])
+            room = self.max_length - self.tokenizer.special_count
+            ids = [self.tokenizer.add_special(row, self.max_length) for row in bare]
+            return positions, ids, sum(len(row) > room for row in bare)
+
+        if len(chunks) == 1:  # a thread costs more than it hides
+            yield tokenize(chunks[0])
+            return
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="luotuo-tokenize") as ahead:
+            pending = ahead.submit(tokenize, chunks[0])
+            for following in [*chunks[1:], None]:
+                ready = pending.result()
+                if following is not None:
+                    pending = ahead.submit(tokenize, following)
+                yield ready
+
+    def _forward(self, ids: list[list[int]]) -> Vectors:
+        """Embed one batch of token ids -> (n, D); where memory runs out, in halves."""
+        try:
+            with self._lock:
+                return self._finish(self._run(ids))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(ids) == 1:
+                msg = f"Out of memory on {self.device} for one text of {len(ids[0])} tokens; lower max_length"
+                raise MemoryError(msg) from error
+            self.max_tokens_per_batch = max(len(ids) * len(ids[0]) // 2, len(ids[0]))
+            logger.warning(
+                "Out of memory on %s: max_tokens_per_batch is now %d", self.device, self.max_tokens_per_batch
+            )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(ids) // 2
+        return np.concatenate([self._forward(ids[:middle]), self._forward(ids[middle:])])
+
+    def _run(self, ids: list[list[int]]) -> Tensor:
+        longest = max(len(row) for row in ids)
+        input_ids = torch.full((len(ids), longest), self.tokenizer.pad_id, dtype=torch.long)  # (n, T)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, tokens in enumerate(ids):
+            input_ids[row, : len(tokens)] = torch.tensor(tokens)
+            attention_mask[row, : len(tokens)] = 1
+        with torch.inference_mode():
+            vectors: Tensor = self.model(input_ids.to(self.device), attention_mask.to(self.device))
+            return vectors  # (n, D of the model)
+
+    def _finish(self, vectors: Tensor) -> Vectors:
+        vectors = vectors[:, : self.dimension].float()
+        if self.normalize:
+            vectors = torch.nn.functional.normalize(vectors, dim=1)
+        array: Vectors = vectors.cpu().numpy()
+        return array
+
+    def _checked_max_length(self, asked: int | None) -> int:
+        config = self.model.backbone.config
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions and getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}:
+            positions -= 2  # these count positions from the padding id on
+        known = [length for length in (self.model.settings.max_tokens, positions) if length]
+        limit = min([*known, self.tokenizer.tokenizer.model_max_length])
+        least = self.tokenizer.special_count + 1
+        if asked is not None and not least <= asked <= limit:
+            msg = f"max_length={asked} is out of range: this model takes {least} to {limit} tokens"
+            raise ValueError(msg)
+        return int(asked or limit)
+
+    def _check_out(self, out: Vectors | None, count: int | None) -> None:
+        if out is None:
+            return
+        if out.ndim != 2 or out.shape[1] != self.dimension or out.dtype != np.float32 or not out.flags.writeable:
+            msg = f"out is {out.dtype} {out.shape}; it must be a writeable float32 array (N, {self.dimension})"
+            raise ValueError(msg)
+        if count is not None and count != len(out):
+            msg = f"out has {len(out)} rows for {count} texts; make it ({count}, {self.dimension})"
+            raise ValueError(msg)
+
+    def _check_finite(self, vectors: Vectors, start: int) -> None:
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            msg = f"In {self.dtype} the model gave no finite vector for texts[{start + bad[0]}]; try dtype='float32'"
+            raise ValueError(msg)
+
+
+def check_texts(texts: object, *, first_index: int = 0) -> None:
+    """Refuse what is not text before any work is done.
+
+    Args:
+        texts: What the caller gave; the items of an iterator are left to be checked window by window.
+        first_index: Index of the first text, for the message.
+
+    Raises:
+        TypeError: If ``texts`` is a bare string or not iterable, or an item is not a string.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        msg = f"texts is {type(texts).__name__}; give a list of strings, for one text: [text]"
+        raise TypeError(msg)
+    if not isinstance(texts, Sequence):
+        return
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            given = f"{type(text).__name__}: {str(text)[:80]!r}"
+            msg = f"texts[{first_index + index}] is {given}; every text must be a string"
+            raise TypeError(msg)
+
+
+def _checked_dimension(asked: int | None, full: int) -> int:
+    if asked is not None and not 1 <= asked <= full:
+        msg = f"dimensions={asked} is out of range: this model gives {full} numbers, ask for 1 to {full}"
+        raise ValueError(msg)
+    return asked or full

@@ -1,0 +1,50 @@
+# make demo: one question answered from examples/data. make test: what CI runs. Both install what they need into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint format matrix bench clean
+
+demo: $(VENV)/.user
+	$(BIN)/luotuo ask examples/data "还没转正的同事想请年假，可以吗？" --store $(VENV)/demo-index
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The framework combinations, each in an overlay of its own, and the other Pythons that are installed.
+matrix: $(VENV)/.dev
+	$(BIN)/python tests/combinations.py
+
+bench: $(VENV)/.dev
+	$(PIP_INSTALL) --group bench
+	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/example_questions.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/.pip:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	touch $@
+
+# torch first and alone: its wheel is by far the largest, and everything else then accepts the one that is there.
+$(VENV)/.user: $(VENV)/.pip pyproject.toml constraints.txt
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) --editable ".[all]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.user
+	$(PIP_INSTALL) --group dev
+	touch $@

@@ -1,21 +1,23 @@
 """Which models there are, and where their folders lie: facts as data, and one resolve()."""
 
+import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from luotuo_integrations.errors import ModelNotFoundError
+from luotuo_integrations.errors import ModelFormatError, ModelNotFoundError
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "luotuo-interim"
 ASSETS = Path(__file__).parent / "assets"
 
-# What is fetched from the hub: configuration, tokenizer and safetensors of the folder and of its numbered modules.
-# Never code, never pickled weights (those only when the repository has nothing else; see modeling.py).
+# What is fetched from the hub: configuration, tokenizer and safetensors of the folder, and its numbered modules.
+# Never code, never pickled weights of a backbone.
 HUB_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors", "[0-9]_*/*")
 
 _BGE_QUERY = "为这个句子生成表示以用于检索相关文章："
@@ -66,10 +68,10 @@ def _prompts(query: str = "", passage: str = "") -> Mapping[str, str]:
 
 _E5 = _prompts("query: ", "passage: ")
 _LUOTUO_NOTE = (
-    "Published with code of its own. Convert it once: "
-    "luotuo_integrations.luotuo_bert.convert_luotuo_bert(folder, output). "
-    "Its own code asks for model_args=Namespace(do_mlm=None, pooler_type='cls', temp=0.05, mlp_only_train=False, "
-    "init_embeddings_model=None) and reads pooler_output with sent_emb=True."
+    "Published with code of its own and pickled weights. Download it, read its code if you like, and convert it once: "
+    "luotuo_integrations.luotuo_bert.convert_luotuo_bert(folder, output); then use the output folder. "
+    "Its own code, which is never run here, asks for model_args=Namespace(do_mlm=None, pooler_type='cls', "
+    "temp=0.05, mlp_only_train=False, init_embeddings_model=None) and reads pooler_output with sent_emb=True."
 )
 
 _BUNDLED = ModelCard(
@@ -81,6 +83,7 @@ _BUNDLED = ModelCard(
     licence="MIT",
     prompts=_E5,
     similarity_range=(0.7, 1.0),
+    relevance=(105.7, 0.852),  # training/fit_answerability.py
     note="In the package. multilingual-e5-small in 4-bit weights, Chinese and English vocabulary.",
 )
 
@@ -184,43 +187,64 @@ def resolve(name: str | Path, *, cache_folder: str | Path | None = None, revisio
 
     Raises:
         ModelNotFoundError: If there is no such model. The message lists what to try.
+        ModelFormatError: If the model is published in a form that must be converted first.
     """
     card = CARDS.get(str(name))
     if card is not None and card.source == "bundled":
         return ASSETS / card.name
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser() raises for an unknown user
+    if str(name) and folder.is_dir():
         return folder
-    repository = card.source if card is not None else str(name)
-    if folder.is_absolute() or repository.count("/") != 1 or repository.startswith((".", "~")):
-        raise ModelNotFoundError(_not_found(name, "it is no folder, and no name in the registry or on the hub"))
-    return _from_hub(repository, cache_folder, revision or (card.revision if card is not None else None))
+    if folder.is_absolute() or str(name).count("/") != 1 or str(name).startswith((".", "~")):
+        reason = "it is no folder, and no name in the registry or on the hub"
+        known = find_card(name) if len(folder.parts) == 1 else None
+        raise ModelNotFoundError(_not_found(name, f"{reason}; is it {known.name!r}?" if known else reason))
+    if card is not None and card.remote_code:
+        msg = f"{card.name} cannot be loaded as it is on the hub. {card.note}"
+        raise ModelFormatError(msg)
+    return _from_hub(str(name), card, cache_folder, revision or (card.revision if card is not None else None))
 
 
-def _from_hub(repository: str, cache_folder: str | Path | None, revision: str | None) -> Path:
+def _from_hub(name: str, card: ModelCard | None, cache_folder: str | Path | None, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    repository = card.source if card is not None else name
+    options: dict[str, Any] = {"cache_dir": cache_folder, "revision": revision, "allow_patterns": list(HUB_PATTERNS)}
     try:  # a complete copy in the cache is used without asking the network
-        cached = snapshot_download(
-            repository,
-            cache_dir=cache_folder,
-            revision=revision,
-            allow_patterns=list(HUB_PATTERNS),
-            local_files_only=True,
-        )
-        if (Path(cached) / "config.json").is_file() or (Path(cached) / "modules.json").is_file():
-            return Path(cached)
+        cached = Path(snapshot_download(repository, local_files_only=True, **options))
+        if _is_complete(cached):
+            return cached
     except (LocalEntryNotFoundError, HFValidationError):
         logger.debug("%s is not in the hub cache", repository)
+    note = f" {card.note}" if card is not None and card.note else ""
     try:
         logger.info("Downloading %s from the hub", repository)
-        return Path(
-            snapshot_download(repository, cache_dir=cache_folder, revision=revision, allow_patterns=list(HUB_PATTERNS))
-        )
+        folder = Path(snapshot_download(repository, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = f"the hub could not be reached or refused ({type(error).__name__})"
-        raise ModelNotFoundError(_not_found(repository, reason)) from error
+        reason = f"the hub could not be reached or refused ({type(error).__name__}; HF_ENDPOINT may name a mirror)"
+        raise ModelNotFoundError(_not_found(name, reason) + note) from error
+    if not _is_complete(folder):  # where the hub cannot be reached, its library returns what there is
+        reason = f"{folder} lacks configuration or *.safetensors: an interrupted download, or the hub has none of them"
+        raise ModelNotFoundError(_not_found(name, reason) + note)
+    return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether every weight file that the folder asks for is there: an interrupted download leaves some out."""
+    modules = [{"path": "", "type": "Transformer"}]
+    if (folder / "modules.json").is_file():
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    elif not (folder / "config.json").is_file():
+        return False
+    for module in modules:
+        part = folder / module["path"]
+        weights = [*part.glob("*.safetensors"), *part.glob("*.bin")]
+        if module["type"].endswith(("Transformer", "Dense")) and not weights:
+            return False
+    indexes = folder.rglob("*.safetensors.index.json")
+    maps = [(path.parent, json.loads(path.read_text(encoding="utf-8"))["weight_map"]) for path in indexes]
+    return all((parent / shard).is_file() for parent, weight_map in maps for shard in weight_map.values())
 
 
 def _not_found(name: str | Path, reason: str) -> str:

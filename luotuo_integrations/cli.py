@@ -1,0 +1,304 @@
+"""The `luotuo` command: each command a few lines that call the rooms of this package.
+
+Exit codes: 0 done, 1 an error (its message is on standard error), 2 wrong usage, 3 nothing found in the documents.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
+
+from luotuo_integrations.errors import LuotuoError
+from luotuo_integrations.registry import CARDS, DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from luotuo_integrations.knowledge_base import KnowledgeBase
+    from luotuo_integrations.qa import Answer
+
+NOTHING_FOUND = 3
+
+app = typer.Typer(
+    help="Chinese documents: index, search, ask. 中文文档的索引、搜索与问答。",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+Documents = Annotated[Path, typer.Argument(metavar="DOCUMENTS", help="Folder of txt, md, html, pdf and docx files.")]
+Store = Annotated[Path | None, typer.Option(help="Folder of the index. [default: .luotuo inside DOCUMENTS]")]
+Model = Annotated[str | None, typer.Option(help=f"Embedding model. [default: the index's own, else {DEFAULT_MODEL}]")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the best there is]")]
+Encoding = Annotated[str | None, typer.Option(help="Encoding of text files, if detection fails: big5, gbk ...")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _clear_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Print an error's message, which says what to do, instead of a traceback; exit with 1."""
+
+    @wraps(command)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return command(*args, **kwargs)
+        except (LuotuoError, ImportError, OSError, TypeError, ValueError) as error:
+            err.print(f"[red]Error:[/red] {escape(str(error))}")
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            err.print("Interrupted. What was finished is kept; run the same command to go on.")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@app.callback()
+def main(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what is going on.")] = False) -> None:
+    """Set up logging for every command."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=err, show_time=False, show_path=False, markup=False)],
+    )
+
+
+@app.command()
+@_clear_errors
+def index(
+    documents: Documents,
+    store: Store = None,
+    model: Model = None,
+    device: Device = None,
+    encoding: Encoding = None,
+    as_json: AsJson = False,
+) -> None:
+    """Index a folder, or bring its index up to date: only new and changed files are read."""
+    report = _open(documents, store, model, device, encoding).sync(show_progress=not as_json and err.is_terminal)
+    if as_json:
+        problems = [problem._asdict() for problem in report.problems]
+        _print_json({**vars(report), "problems": problems})
+        return
+    out.print(
+        f"{len(report.added)} files added, {len(report.updated)} updated, {len(report.removed)} removed, "
+        f"{report.unchanged} unchanged; {report.chunks} passages"
+    )
+    for problem in report.problems:
+        page = f" page {problem.page}" if problem.page else ""
+        err.print(f"[yellow]Problem:[/yellow] {escape(problem.source)}{page}: {escape(problem.reason)}")
+
+
+@app.command()
+@_clear_errors
+def search(
+    documents: Documents,
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many passages.")] = 4,
+    store: Store = None,
+    model: Model = None,
+    device: Device = None,
+    encoding: Encoding = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the passages nearest to a query. The folder is indexed first where that is needed."""
+    results = _opened_and_synced(documents, store, model, device, encoding).search(query, k)
+    if as_json:
+        _print_json(
+            [
+                {
+                    "score": result.score,
+                    "relevance": result.relevance,
+                    "text": result.document.page_content,
+                    "metadata": result.document.metadata,
+                }
+                for result in results
+            ]
+        )
+        return
+    for number, result in enumerate(results, start=1):
+        out.print(f"[bold]{number}. {escape(_place(result.document.metadata))}[/bold]  cosine {result.score:.3f}")
+        out.print(escape(result.document.page_content.strip()) + "\n")
+
+
+@app.command()
+@_clear_errors
+def ask(
+    documents: Documents,
+    question: Annotated[str, typer.Argument(help="The question.")],
+    llm: Annotated[
+        str | None,
+        typer.Option(help="Address of an OpenAI-compatible server, for instance http://localhost:11434/v1."),
+    ] = None,
+    llm_model: Annotated[str | None, typer.Option(help="Name of the language model on that server.")] = None,
+    local_llm: Annotated[str | None, typer.Option(help="Folder or hub name of a transformers chat model.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=8, help="Most sources of an answer.")] = 4,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Relevance below which the answer is 'not found'; 0 answers always.")
+    ] = 0.5,
+    store: Store = None,
+    model: Model = None,
+    device: Device = None,
+    encoding: Encoding = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question from the documents, with sources. Without a language model it quotes the best sentences."""
+    chat_model = _chat_model(llm, llm_model, local_llm)
+    knowledge_base = _opened_and_synced(
+        documents, store, model, device, encoding, llm=chat_model, k=k, threshold=threshold
+    )
+    if as_json:
+        answer = knowledge_base.ask(question)
+        _print_json(_answer_json(answer))
+    else:
+        stream = knowledge_base.stream(question)
+        for piece in stream:
+            out.print(escape(piece), end="")
+        out.print("\n")
+        answer = stream.answer
+        for source in answer.sources:
+            out.print(f"[bold]\\[{source.number}] {escape(source.title)}[/bold]")
+            out.print(f"    {escape(source.quote)}")
+    if not answer.found:
+        raise typer.Exit(NOTHING_FOUND)
+
+
+@app.command()
+@_clear_errors
+def embed(
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, lines of --input are read.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--input", help="Text file, a text a line; - is standard input.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write a float32 array (N, D) to this .npy file.")] = None,
+    kind: Annotated[Literal["passage", "query"], typer.Option(help="What the texts are.")] = "passage",
+    model: Annotated[str, typer.Option(help="Embedding model.")] = DEFAULT_MODEL,
+    device: Device = None,
+    dimensions: Annotated[int | None, typer.Option(min=1, help="Keep the first so many numbers.")] = None,
+) -> None:
+    """Embed texts: print JSON, or write a .npy file."""
+    import numpy as np
+
+    from luotuo_integrations.encoder import Encoder
+
+    if bool(texts) == (source is not None):
+        msg = "Give texts, or --input FILE with a text a line (- for standard input)"
+        raise ValueError(msg)
+    if source is not None:
+        texts = (sys.stdin.read() if str(source) == "-" else source.read_text(encoding="utf-8-sig")).splitlines()
+    encoder = Encoder(model, device=device, dimensions=dimensions)
+    vectors = encoder.encode(texts or [], kind, show_progress=output is not None and err.is_terminal)
+    if output is None:
+        _print_json(vectors.tolist())
+        return
+    temporary = output.with_name(f".{output.name}.partial")
+    with temporary.open("wb") as file:
+        np.save(file, vectors)
+    temporary.replace(output)
+    out.print(f"{len(vectors)} vectors of {vectors.shape[1]} numbers in {escape(str(output))}")
+
+
+@app.command()
+@_clear_errors
+def models(as_json: AsJson = False) -> None:
+    """List the models that are known by name. Any folder or hub name works too."""
+    if as_json:
+        _print_json([{**vars(card), "prompts": dict(card.prompts)} for card in CARDS.values()])
+        return
+    table = Table("model", "dimension", "tokens", "pooling", "licence", "note")
+    for card in CARDS.values():
+        name = f"{card.name} (default)" if card.name == DEFAULT_MODEL else card.name
+        note = "needs conversion" if card.remote_code else card.note
+        table.add_row(name, str(card.dimension), str(card.max_tokens), card.pooling, card.licence, note)
+    out.print(table)
+
+
+@app.command()
+@_clear_errors
+def doctor(as_json: AsJson = False) -> None:
+    """Show versions and devices, and what is wrong with this installation. Exits with 1 if something is."""
+    from luotuo_integrations.doctor import describe, diagnose
+
+    diagnosis = diagnose()
+    if as_json:
+        _print_json(vars(diagnosis))
+    else:
+        for line in describe(diagnosis):
+            out.print(escape(line))
+        for problem in diagnosis.problems:
+            out.print(f"[red]Problem:[/red] {escape(problem)}")
+        if not diagnosis.problems:
+            out.print("[green]No problems found.[/green]")
+    if diagnosis.problems:
+        raise typer.Exit(1)
+
+
+def _open(
+    documents: Path, store: Path | None, model: str | None, device: str | None, encoding: str | None, **options: Any
+) -> "KnowledgeBase":
+    from luotuo_integrations.embeddings import LuotuoEmbeddings
+    from luotuo_integrations.knowledge_base import KnowledgeBase, model_of_store
+
+    model = model or model_of_store(documents, store) or DEFAULT_MODEL
+    embeddings = LuotuoEmbeddings(model, device=device)
+    return KnowledgeBase(documents, store=store, embeddings=embeddings, encoding=encoding, **options)
+
+
+def _opened_and_synced(
+    documents: Path, store: Path | None, model: str | None, device: str | None, encoding: str | None, **options: Any
+) -> "KnowledgeBase":
+    knowledge_base = _open(documents, store, model, device, encoding, **options)
+    report = knowledge_base.sync(show_progress=err.is_terminal)
+    if report.changed:
+        err.print(f"Indexed {escape(str(documents))}: {report.chunks} passages.")
+    return knowledge_base
+
+
+def _chat_model(server: str | None, name: str | None, local: str | None) -> Any:
+    if server and local:
+        msg = "--llm and --local-llm were both given; give one"
+        raise ValueError(msg)
+    if local:
+        from luotuo_integrations.local_chat import local_chat_model
+
+        return local_chat_model(local)
+    if not server:
+        return None
+    if not name:
+        msg = "--llm needs --llm-model NAME: which model of that server shall answer"
+        raise ValueError(msg)
+    from luotuo_integrations.chat_models import openai_compatible
+
+    return openai_compatible(server, name)
+
+
+def _answer_json(answer: "Answer") -> dict[str, Any]:
+    sources = [
+        {
+            "number": source.number,
+            "score": source.score,
+            "quote": source.quote,
+            "text": source.document.page_content,
+            "metadata": source.document.metadata,
+        }
+        for source in answer.sources
+    ]
+    return {**vars(answer), "sources": sources}
+
+
+def _place(metadata: dict[str, Any]) -> str:
+    page = f"第 {metadata['page']} 页" if metadata.get("page") else ""
+    return " · ".join(part for part in (metadata.get("source"), metadata.get("headings"), page) if part)
+
+
+def _print_json(content: object) -> None:
+    typer.echo(json.dumps(content, ensure_ascii=False, indent=2))

@@ -1,0 +1,51 @@
+"""What counts as text: checked before any model is loaded or run."""
+
+from collections.abc import Collection, Iterable, Mapping, Set
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Kind = Literal["query", "passage"]
+Vectors = npt.NDArray[np.float32]
+
+
+def check_texts(texts: object, *, first_index: int = 0) -> None:
+    """Refuse what is not text before any work is done.
+
+    Args:
+        texts: What the caller gave; the items of an iterator are left to be checked window by window.
+        first_index: Index of the first text, for the message.
+
+    Raises:
+        TypeError: If ``texts`` is a bare string, a mapping, a set or not iterable, or an item is not a string; the
+            message names its index.
+    """
+    if isinstance(texts, str | bytes | bytearray) or not isinstance(texts, Iterable):
+        msg = f"texts is {_shown(texts)}; give a list of strings, for one text: [text]"
+        raise TypeError(msg)
+    if isinstance(texts, Mapping | Set):
+        msg = f"texts is a {type(texts).__name__}, which has no rows in order; give a list of strings"
+        raise TypeError(msg)
+    if not isinstance(texts, Collection):
+        return
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            msg = f"texts[{first_index + index}] is {_shown(text)}; every text must be a string"
+            raise TypeError(msg)
+
+
+def check_query(text: object) -> str:
+    """Return a query, or refuse what is not one string.
+
+    Raises:
+        TypeError: If ``text`` is not a string.
+    """
+    if not isinstance(text, str):
+        msg = f"The query is {_shown(text)}; it must be one string. For many: encode(texts, 'query')"
+        raise TypeError(msg)
+    return text
+
+
+def _shown(value: object) -> str:
+    return "None" if value is None else f"{type(value).__name__}: {str(value)[:80]!r}"

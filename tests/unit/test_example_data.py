@@ -1,4 +1,4 @@
-"""The sample documents and questions of examples/data keep the promises that its examples/data_source/README.md makes."""
+"""The sample documents and questions of examples/data keep what examples/data_source/README.md promises."""
 
 from __future__ import annotations
 

@@ -1,0 +1,156 @@
+"""The documents of a store: id, text and metadata, in a private SQLite database."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from luotuo_integrations.errors import StoreCorruptError
+from luotuo_integrations.store_filters import Condition
+
+Rows = npt.NDArray[np.int64]
+
+_SCHEMA = """CREATE TABLE documents (
+    row INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    content TEXT NOT NULL,
+    metadata TEXT NOT NULL
+)"""
+_COLUMNS = ("row", "id", "content", "metadata")
+_CACHE_KIB = 65_536
+_REMEMBERED = 16
+
+
+class StoredDocument(NamedTuple):
+    """A document as the store keeps it."""
+
+    id: str
+    content: str
+    metadata: dict[str, Any]
+
+
+class DocumentTable:
+    """Documents by row number and by id, with SQL conditions on their metadata.
+
+    The database is private and temporary: SQLite keeps it in memory up to 64 MiB and lets the rest go to a nameless
+    temporary file. ``write`` makes the lasting copy. Each method may be called from any thread.
+
+    Args:
+        path: A file that ``write`` made, to start from; it is read, never changed.
+
+    Raises:
+        StoreCorruptError: If the file is not such a database.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._mutex = threading.RLock()
+        self._answers: dict[Condition, Rows] = {}  # to conditions asked since the last change
+        self._connection = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        self._connection.execute("PRAGMA journal_mode = MEMORY")
+        if path is None:
+            self._connection.execute(_SCHEMA)
+        else:
+            self._read(path)
+        self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+
+    def _read(self, path: Path) -> None:
+        try:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as source:
+                source.backup(self._connection)
+            columns = [name for _, name, *_ in self._connection.execute("PRAGMA table_info(documents)")]
+        except sqlite3.Error as error:
+            msg = f"{path} cannot be read as a database of documents: {error}. Restore the folder, or build it again"
+            raise StoreCorruptError(msg) from error
+        if tuple(columns) != _COLUMNS:
+            msg = f"{path} has the columns {columns}, not {list(_COLUMNS)}. Restore the folder, or build it again"
+            raise StoreCorruptError(msg)
+
+    def __len__(self) -> int:
+        return int(self._all("SELECT count(*) FROM documents")[0][0])
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Keep all changes made inside, or none if anything raises."""
+        with self._mutex:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._answers.clear()
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def insert(self, rows: Rows, ids: Sequence[str], contents: Sequence[str], metadatas: Iterable[str]) -> None:
+        """Insert documents; ``metadatas`` is JSON text. No row or id may be there already."""
+        with self._mutex:
+            self._answers.clear()
+            self._connection.executemany(
+                "INSERT INTO documents VALUES (?, ?, ?, ?)", zip(rows.tolist(), ids, contents, metadatas, strict=True)
+            )
+
+    def delete(self, rows: Rows) -> None:
+        """Delete rows."""
+        self._answers.clear()
+        self._all("DELETE FROM documents WHERE row IN (SELECT value FROM json_each(?))", _json_list(rows.tolist()))
+
+    def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
+        """Row of each id that is there."""
+        sql = "SELECT id, row FROM documents WHERE id IN (SELECT value FROM json_each(?))"
+        return dict(self._all(sql, _json_list(ids)))
+
+    def rows(self, condition: Condition | None = None) -> Rows:
+        """Rows that fulfil the condition, ascending; None takes all. The last few answers are remembered."""
+        condition = condition or Condition("1")
+        with self._mutex:
+            if condition not in self._answers:
+                found = self._all(f"SELECT row FROM documents WHERE {condition.sql} ORDER BY row", *condition.values)
+                rows = np.fromiter((row for (row,) in found), dtype=np.int64, count=len(found))
+                rows.setflags(write=False)
+                if len(self._answers) == _REMEMBERED:
+                    del self._answers[next(iter(self._answers))]
+                self._answers[condition] = rows
+            return self._answers[condition]
+
+    def existing(self, rows: Rows) -> Rows:
+        """Those of the rows that are there, ascending."""
+        sql = "SELECT row FROM documents WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row"
+        found = self._all(sql, _json_list(rows.tolist()))
+        return np.fromiter((row for (row,) in found), dtype=np.int64, count=len(found))
+
+    def documents(self, rows: Rows) -> dict[int, StoredDocument]:
+        """Documents by row, ascending; rows that are not there are left out."""
+        sql = "SELECT * FROM documents WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row"
+        found = self._all(sql, _json_list(rows.tolist()))
+        return {row: StoredDocument(id_, content, json.loads(text)) for row, id_, content, text in found}
+
+    def metadata(self) -> list[tuple[int, dict[str, Any]]]:
+        """Row and metadata of every document."""
+        return [(row, json.loads(text)) for row, text in self._all("SELECT row, metadata FROM documents ORDER BY row")]
+
+    def write(self, path: Path) -> None:
+        """Write a compact copy to a new file.
+
+        Raises:
+            OSError: If it cannot be written, for instance because the disk is full.
+        """
+        try:
+            self._all("VACUUM INTO ?", str(path))
+        except sqlite3.OperationalError as error:
+            msg = f"{path} cannot be written: {error}"
+            raise OSError(msg) from error
+
+    def _all(self, sql: str, *values: str | int | float | None) -> list[Any]:
+        with self._mutex:
+            return self._connection.execute(sql, values).fetchall()
+
+
+def _json_list(items: Sequence[str] | list[int]) -> str:
+    return json.dumps(list(items))

@@ -1,0 +1,256 @@
+"""FaissCore: vectors and documents together, with ids, filters and files; it knows no framework."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from luotuo_integrations.document_batch import DocumentBatch, check_documents, check_ids
+from luotuo_integrations.document_table import DocumentTable, Rows
+from luotuo_integrations.errors import StoreCorruptError
+from luotuo_integrations.index_kinds import IndexKind
+from luotuo_integrations.store_files import Manifest, StoreFolder
+from luotuo_integrations.store_filters import Filter, Predicate
+from luotuo_integrations.store_reader import StoreReader
+from luotuo_integrations.vector_index import VectorIndex
+from luotuo_integrations.vector_math import Matrix, Metric, as_matrix
+
+_INDEX, _DOCUMENTS = "index.faiss", "documents.sqlite"
+
+
+class FaissCore(StoreReader):
+    """A vector store with documents. Every method may be called from any thread.
+
+    Adding under an id that is there replaces that document. A change happens wholly or not at all: arguments are
+    checked before anything is touched, and vectors and documents stay in step whatever fails.
+
+    Args:
+        dimension: Length D of a vector; None takes it from the first vectors.
+        metric: ``"cosine"``, ``"inner_product"`` or ``"euclidean"``.
+        index_factory: faiss factory string, for instance ``"Flat"``, ``"HNSW32"`` or ``"IVF256,Flat"``.
+        search_effort: How hard an approximate index looks; see ``VectorIndex``.
+        fingerprint: Of the model that makes the vectors; "" for an unknown one.
+        model: Its name, for messages.
+        device: ``"cpu"``, or ``"cuda"`` to search on a GPU.
+
+    Raises:
+        ImportError: If faiss is not installed.
+        ValueError: If an argument is not one of those allowed.
+    """
+
+    def __init__(
+        self,
+        dimension: int | None = None,
+        *,
+        metric: Metric = "cosine",
+        index_factory: str = "Flat",
+        search_effort: int | None = None,
+        fingerprint: str = "",
+        model: str = "",
+        device: str = "cpu",
+    ) -> None:
+        if search_effort is not None and search_effort < 1:
+            msg = f"search_effort={search_effort!r} must be 1 or more, or None"
+            raise ValueError(msg)
+        super().__init__(metric, fingerprint=fingerprint, model=model)
+        self._factory, self._effort, self._device = index_factory, search_effort, device
+        self._next_row = 0
+        self._index = None if dimension is None else self._new_index(dimension)
+        if dimension is None and index_factory == "Flat":
+            self._new_index(1)  # refuses a device or a missing faiss now, not after texts have been embedded
+
+    def __repr__(self) -> str:
+        return (
+            f"FaissCore({len(self)} documents, dimension={self.dimension}, metric={self.metric!r}, "
+            f"index_factory={self.index_factory!r}, model={self.model!r})"
+        )
+
+    @property
+    def index_factory(self) -> str:
+        """The faiss factory string."""
+        return self._factory
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        vectors: Any,
+        contents: Iterable[str],
+        metadatas: Iterable[dict[str, Any] | None] | None = None,
+        ids: Iterable[str | None] | None = None,
+    ) -> list[str]:
+        """Add documents, or replace those whose ids are there.
+
+        Args:
+            vectors: float32 (N, D), finite. For cosine they are scaled to length 1 on the way in.
+            contents: N texts.
+            metadatas: N dicts of JSON values, with None for {}.
+            ids: N ids, with None for a new one. Of an id given twice, the last document counts.
+
+        Returns:
+            N ids in the order given.
+
+        Raises:
+            TypeError: If something has a type that cannot be stored.
+            ValueError: If numbers or dimensions differ, a number is not finite, or the index lacks training vectors.
+        """
+        batch = check_documents(contents, metadatas, ids)
+        matrix = as_matrix(vectors, self.dimension)
+        if len(matrix) != len(batch.ids):
+            msg = f"{len(matrix)} vectors were given for {len(batch.ids)} texts; give one each"
+            raise ValueError(msg)
+        self.add_batch(batch, matrix if len(batch.kept) == len(matrix) else matrix[batch.kept])
+        return batch.ids
+
+    def add_batch(self, batch: DocumentBatch, vectors: Matrix) -> None:
+        """Add documents that are checked already; ``vectors`` are those of the documents kept, float32 (N, D)."""
+        vectors = as_matrix(vectors, self.dimension)
+        if len(vectors) != len(batch.kept):
+            msg = f"{len(vectors)} vectors were given for {len(batch.kept)} different documents; give one each"
+            raise ValueError(msg)
+        if len(vectors) == 0:
+            return
+        with self._lock.write():
+            index = self._index if self._index is not None else self._new_index(vectors.shape[1])
+            if index.dimension != vectors.shape[1]:  # another thread's first vectors may have come in between
+                as_matrix(vectors, index.dimension)
+            rows = np.arange(self._next_row, self._next_row + len(vectors), dtype=np.int64)
+            self._next_row += len(vectors)  # even if this fails: a row number is never used twice
+            replaced = np.array(sorted(self._table.rows_of(batch.kept_ids).values()), dtype=np.int64)
+            try:
+                with self._table.transaction():
+                    self._table.delete(replaced)
+                    self._table.insert(rows, batch.kept_ids, batch.contents, batch.metadatas)
+                    index.add(vectors, rows)
+            except BaseException:
+                index.discard(rows)
+                raise
+            index.discard(replaced)
+            self._index = index
+
+    def train(self, vectors: Any) -> None:
+        """Train an IVF, PQ or SQ index on typical vectors before the first are added; others need none.
+
+        Raises:
+            ValueError: If there are too few; the message says how many are needed.
+        """
+        matrix = as_matrix(vectors, self.dimension)
+        with self._lock.write():
+            index = self._index if self._index is not None else self._new_index(matrix.shape[1])
+            index.train(matrix)
+            self._index = index
+
+    def check_room(self, count: int) -> None:
+        """Raise ValueError if adding ``count`` documents would fail because an untrained index needs more of them."""
+        with self._lock.read():
+            if self._index is not None and count:
+                self._index.check_training(count)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Delete by id; ids that are not there are no error. Returns how many documents are gone."""
+        wanted = check_ids(ids)
+        with self._lock.write():
+            return self._delete_rows(np.array(sorted(self._table.rows_of(wanted).values()), dtype=np.int64))
+
+    def delete_where(self, where: Filter | Predicate) -> int:
+        """Delete the documents that a filter lets through. Returns how many are gone.
+
+        Raises:
+            ValueError: If the filter is empty; ``clear`` deletes everything.
+        """
+        if not callable(where) and not where:
+            msg = "delete_where({}) would delete everything; type clear() if that is meant"
+            raise ValueError(msg)
+        limit = self._prepared(where)
+        with self._lock.write():
+            rows = self._limited(limit, None)
+            return 0 if rows is None else self._delete_rows(rows)
+
+    def _delete_rows(self, rows: Rows) -> int:
+        if len(rows) and self._index is not None:
+            self._table.delete(rows)
+            self._index.discard(rows)
+        return len(rows)
+
+    def clear(self) -> None:
+        """Delete everything. Dimension, metric and model stay; an index that was trained must be trained again."""
+        with self._lock.write():
+            if self._index is not None:
+                self._index = self._new_index(self._index.dimension)
+            self._table = DocumentTable()
+
+    def rebuild(self) -> None:
+        """Build the faiss index anew, for an HNSW graph after many deletes or an IVF index that has grown.
+
+        See ``VectorIndex.rebuild``.
+        """
+        with self._lock.write():
+            if self._index is not None:
+                self._index.rebuild()
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the store to a folder. What was saved there before stays whole until the new files are complete.
+
+        Raises:
+            OSError: If it cannot be written, for instance because the disk is full.
+            StoreMismatchError: If the folder holds another program's manifest.json.
+        """
+        with self._lock.read():
+            facts = {
+                "metric": self.metric,
+                "dimension": self.dimension,
+                "index_factory": self.index_factory,
+                "search_effort": self._effort,
+                "fingerprint": self.fingerprint,
+                "model": self.model,
+                "count": len(self._table),
+                "next_row": self._next_row,
+            }
+            parts = {_DOCUMENTS: self._table.write}
+            if self._index is not None:
+                parts[_INDEX] = self._index.write
+            StoreFolder(folder).save(facts, parts)
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike[str], *, device: str = "cpu", verify: bool = False, memory_map: bool = True
+    ) -> "FaissCore":
+        """Open a store that ``save`` wrote.
+
+        Args:
+            folder: The folder.
+            device: ``"cpu"``, or ``"cuda"`` to search on a GPU.
+            verify: Compare all checksums, which reads every byte; sizes are always checked.
+            memory_map: Page a Flat index in as it is needed, instead of reading it whole.
+
+        Raises:
+            FileNotFoundError: If the folder holds no store.
+            StoreCorruptError: If a file is missing, truncated or edited.
+            StoreMismatchError: If the files are another program's, or of a newer version of this one.
+        """
+        return StoreFolder(folder).load(
+            lambda manifest: cls._restored(manifest, device=device, memory_map=memory_map), verify=verify
+        )
+
+    @classmethod
+    def _restored(cls, manifest: Manifest, *, device: str, memory_map: bool) -> "FaissCore":
+        facts = manifest.facts
+        names = ("dimension", "metric", "index_factory", "search_effort", "fingerprint", "model")
+        core = cls(**{name: facts[name] for name in names}, device=device)
+        core._table = DocumentTable(manifest.path(_DOCUMENTS))
+        core._next_row = facts["next_row"]
+        rows = core._table.rows()
+        path = manifest.path(_INDEX)
+        if len(rows) != facts["count"] or (len(rows) and (rows[-1] >= core._next_row or path is None)):
+            msg = f"The files in {manifest.folder} do not belong together. Restore the folder, or build it again"
+            raise StoreCorruptError(msg)
+        if core._index is not None and path is not None:
+            core._index.read(path, rows, memory_map=memory_map)
+        return core
+
+    def _new_index(self, dimension: int) -> VectorIndex:
+        kind = IndexKind(dimension, self._metric, self._factory)
+        return VectorIndex(kind, search_effort=self._effort, device=self._device)

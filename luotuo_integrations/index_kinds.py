@@ -1,0 +1,104 @@
+"""The kinds of faiss index that a store can use: each can select, remove and give back single rows."""
+
+import re
+from typing import Any, Literal, NamedTuple
+
+from luotuo_integrations._optional import require
+from luotuo_integrations.vector_math import Metric
+
+Family = Literal["flat", "hnsw", "ivf"]
+
+_FAMILIES: dict[str, Family] = {
+    "IndexFlat": "flat",
+    "IndexFlatIP": "flat",
+    "IndexFlatL2": "flat",
+    "IndexScalarQuantizer": "flat",
+    "IndexHNSWFlat": "hnsw",
+    "IndexHNSWSQ": "hnsw",
+    "IndexIVFFlat": "ivf",
+    "IndexIVFPQ": "ivf",
+    "IndexIVFScalarQuantizer": "ivf",
+}
+_EXAMPLES = "'Flat' (exact), 'SQ8', 'HNSW32', 'IVF256,Flat', 'IVF256,PQ16', 'PCA64,IVF256,Flat'"
+
+
+class IndexKind(NamedTuple):
+    """What to build.
+
+    Args:
+        dimension: Length D of a vector.
+        metric: Metric of the store.
+        factory: faiss factory string.
+    """
+
+    dimension: int
+    metric: Metric
+    factory: str
+
+    def build(self) -> Any:
+        """Make an empty faiss index that is keyed by row numbers.
+
+        Raises:
+            ImportError: If faiss is not installed.
+            ValueError: If faiss does not know the string, or the index could not select or remove rows.
+        """
+        faiss = require("faiss", extra="faiss")
+        try:
+            index = faiss.index_factory(self.dimension, self.factory, self.faiss_metric())
+        except RuntimeError as error:  # faiss raises nothing else
+            msg = f"index_factory={self.factory!r} cannot be built for dimension {self.dimension}: {last_line(error)}. "
+            raise ValueError(msg + f"Type for instance {_EXAMPLES}") from error
+        if family_of(index) is None or isinstance(index, faiss.IndexIDMap):
+            msg = (
+                f"index_factory={self.factory!r} makes a {type(index).__name__}, which a store cannot use: single rows "
+                f"must be selected, removed and read back. Type for instance {_EXAMPLES}"
+            )
+            raise ValueError(msg)
+        if family_of(index) != "ivf":
+            return faiss.IndexIDMap2(index)
+        # An IVF index keeps row numbers itself. Inside an IndexIDMap its rows get mixed up by the first removal,
+        # because the map expects the numbers behind a removed row to move up. The table finds single rows.
+        faiss.extract_index_ivf(index).set_direct_map_type(faiss.DirectMap.Hashtable)
+        return index
+
+    def faiss_metric(self) -> int:
+        """Number that faiss gives the metric; cosine is the inner product of vectors of length 1."""
+        faiss = require("faiss", extra="faiss")
+        return int(faiss.METRIC_L2 if self.metric == "euclidean" else faiss.METRIC_INNER_PRODUCT)
+
+    def matches(self, index: Any) -> bool:
+        """Tell whether an index that was read from a file is of this kind."""
+        expected = self.build()
+        return (
+            index.d == expected.d
+            and index.metric_type == expected.metric_type
+            and type(index) is type(expected)
+            and family_of(index) == family_of(expected)
+        )
+
+
+def innermost(index: Any) -> Any:
+    """The index that holds the vectors, without maps and transforms around it."""
+    faiss = require("faiss", extra="faiss")
+    index = faiss.downcast_index(index)
+    while isinstance(index, (faiss.IndexIDMap, faiss.IndexPreTransform)):
+        index = faiss.downcast_index(index.index)
+    return index
+
+
+def family_of(index: Any) -> Family | None:
+    """Family of an index, None for one that a store cannot use."""
+    return _FAMILIES.get(type(innermost(index)).__name__)
+
+
+def training_size(index: Any) -> int:
+    """How many vectors faiss needs at least to train the index: one for each centroid."""
+    inner = innermost(index)
+    codebook = int(inner.pq.ksub) if hasattr(inner, "pq") else 1
+    return max(int(getattr(inner, "nlist", 1)), codebook)
+
+
+def last_line(error: BaseException) -> str:
+    """The part of a faiss error that says what was wrong, without the C++ function's name."""
+    text = str(error).strip().splitlines()[-1]
+    return re.sub(r"^Error in .* at \S+:\d+: (?:Error: )?", "", text)

@@ -1,0 +1,327 @@
+"""FaissVectorStore: the store's LlamaIndex face."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.schema import BaseNode, MetadataMode, TextNode
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+    VectorStoreQueryResult,
+)
+from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
+
+from luotuo_integrations.array_embeddings import fingerprint_of, gives_arrays, model_name_of
+from luotuo_integrations.document_table import StoredDocument
+from luotuo_integrations.faiss_core import FaissCore
+from luotuo_integrations.llama_filters import translate_filters
+from luotuo_integrations.store_filters import Filter
+from luotuo_integrations.store_reader import Hit
+from luotuo_integrations.vector_math import Metric, relevance
+
+_DEFAULT_PATH = "./storage/default__vector_store"
+
+
+class FaissVectorStore(BasePydanticVectorStore):
+    """A vector store on faiss for LlamaIndex, with texts, deletes, filters and MMR.
+
+    It is the store behind ``FAISS``: either opens what the other has saved. Similarities in results are higher for
+    what is more alike: cosines, inner products, or 1 / (1 + distance) for the Euclidean metric.
+
+    Example:
+        >>> embed_model = LuotuoEmbeddings()
+        >>> context = StorageContext.from_defaults(vector_store=FaissVectorStore(embed_model))
+        >>> index = VectorStoreIndex.from_documents(documents, context, embed_model=embed_model)
+        >>> index.vector_store.persist("知识库")
+        >>> store = FaissVectorStore.from_persist_path("知识库", embed_model)
+        >>> index = VectorStoreIndex.from_vector_store(store, embed_model)
+
+    Args:
+        embed_model: The model whose vectors will be added; a store that was saved then opens with the same model only.
+            None checks the vectors' dimension alone.
+        metric: ``"cosine"``, ``"inner_product"`` or ``"euclidean"``.
+        index_factory: faiss factory string, for instance ``"Flat"`` (exact), ``"HNSW32"`` or ``"IVF256,Flat"``.
+        search_effort: How hard an approximate index looks (faiss ``nprobe`` or ``efSearch``).
+        device: ``"cpu"``, or ``"cuda"`` to search on a GPU.
+
+    Raises:
+        ImportError: If faiss is not installed.
+        ValueError: If an argument is not one of those allowed.
+    """
+
+    stores_text: bool = True
+    is_embedding_query: bool = True
+
+    _core: FaissCore = PrivateAttr()
+
+    def __init__(
+        self,
+        embed_model: Any = None,
+        *,
+        metric: Metric = "cosine",
+        index_factory: str = "Flat",
+        search_effort: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(stores_text=True, is_embedding_query=True)
+        self._core = FaissCore(
+            embed_model.dimension if gives_arrays(embed_model) else None,
+            metric=metric,
+            index_factory=index_factory,
+            search_effort=search_effort,
+            fingerprint=fingerprint_of(embed_model),
+            model="" if embed_model is None else model_name_of(embed_model),
+            device=device,
+        )
+
+    @classmethod
+    def from_core(cls, core: FaissCore, embed_model: Any = None) -> "FaissVectorStore":
+        """Give a store that exists already its LlamaIndex face.
+
+        Raises:
+            StoreMismatchError: If the store was built by another model.
+        """
+        if gives_arrays(embed_model):
+            core.check_model(embed_model.fingerprint, embed_model.model, embed_model.dimension)
+        store = cls()
+        store._core = core
+        return store
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name under which LlamaIndex knows the class."""
+        return "LuotuoFaissVectorStore"
+
+    @property
+    def client(self) -> FaissCore:
+        """The store itself: arrays in, hits out."""
+        return self._core
+
+    def __len__(self) -> int:
+        return len(self._core)
+
+    def __bool__(self) -> bool:
+        return True  # an empty store is a store
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """Add nodes with their embeddings; a node whose id is there replaces that one.
+
+        Returns:
+            The node ids.
+
+        Raises:
+            ValueError: If a node has no embedding, or one of another dimension than the store's.
+        """
+        _refuse_unknown(kwargs, "add", "no further arguments")
+        vectors = [node.get_embedding() for node in nodes]
+        contents = [node.get_content(metadata_mode=MetadataMode.NONE) for node in nodes]
+        metadatas = [node_to_metadata_dict(node, remove_text=True, flat_metadata=False) for node in nodes]
+        return self._core.add(vectors, contents, metadatas, [node.node_id for node in nodes])
+
+    def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """Delete the nodes of a document; if there are none, that is no error."""
+        _refuse_unknown(delete_kwargs, "delete", "ref_doc_id")
+        self._core.delete_where({"ref_doc_id": ref_doc_id})
+
+    def delete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """Delete nodes by id, by filter, or those that fulfil both.
+
+        Raises:
+            ValueError: If neither is given; ``clear`` deletes everything.
+        """
+        _refuse_unknown(delete_kwargs, "delete_nodes", "node_ids, filters")
+        if node_ids is None and translate_filters(filters) is None:
+            msg = "delete_nodes() needs node_ids or filters; to delete everything type clear()"
+            raise ValueError(msg)
+        self._core.delete([stored.id for stored in self._stored(node_ids, filters)])
+
+    def clear(self) -> None:
+        """Delete everything."""
+        self._core.clear()
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
+        """Nodes by id, by filter, or those that fulfil both; without either all of them."""
+        return [_node(stored) for stored in self._stored(node_ids, filters)]
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """Find the nodes nearest to a query's vector.
+
+        Args:
+            query: Mode ``default`` or ``mmr``. ``filters``, ``doc_ids`` and ``node_ids`` are applied before the search;
+                an empty list of ids limits nothing, as LlamaIndex's own retriever passes one.
+            **kwargs: For ``mmr``: ``mmr_threshold`` (1 looks at nearness only, 0 at diversity only; 0.5), and how many
+                of the nearest to choose from: ``mmr_prefetch_k``, or ``mmr_prefetch_factor`` (4) times as many as
+                wanted. Any other name raises TypeError.
+
+        Returns:
+            Nodes, similarities and ids, best first.
+
+        Raises:
+            ValueError: If the query has no vector, or asks for another mode.
+        """
+        _refuse_unknown(kwargs, "query", "mmr_threshold, mmr_prefetch_k, mmr_prefetch_factor")
+        if query.query_embedding is None:
+            msg = "The query has no query_embedding; this store compares vectors. Give the index an embed_model"
+            raise ValueError(msg)
+        vector = np.asarray(query.query_embedding, dtype=np.float32)
+        where, ids = _limits(query)
+        if query.mode == VectorStoreQueryMode.DEFAULT:
+            hits = self._core.search(vector[None], query.similarity_top_k, where=where, ids=ids)[0]
+        elif query.mode == VectorStoreQueryMode.MMR:
+            given = [kwargs.get("mmr_threshold"), query.mmr_threshold, 0.5]
+            hits = self._core.search_diverse(
+                vector,
+                query.similarity_top_k,
+                fetch_k=_prefetched(query.similarity_top_k, kwargs),
+                lambda_mult=next(value for value in given if value is not None),
+                where=where,
+                ids=ids,
+            )
+        else:
+            msg = f"The query mode {query.mode.value!r} is not possible here; type 'default' or 'mmr'"
+            raise ValueError(msg)
+        scores = [hit.score for hit in hits]
+        if self._core.metric == "euclidean":  # LlamaIndex sorts and cuts by "higher is better"
+            scores = relevance("euclidean", scores).tolist()
+        return VectorStoreQueryResult(
+            nodes=[_node(hit) for hit in hits], similarities=scores, ids=[hit.id for hit in hits]
+        )
+
+    def _stored(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[StoredDocument]:
+        where = translate_filters(filters)
+        if node_ids is None:
+            return self._core.find(where)
+        found = self._core.get(node_ids)
+        if where is None:
+            return found
+        passing = {stored.id for stored in self._core.find(where)}
+        return [stored for stored in found if stored.id in passing]
+
+    # -- off the event loop -------------------------------------------------------------------------------------------
+
+    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """``add`` in a thread."""
+        return await asyncio.to_thread(self.add, nodes, **kwargs)
+
+    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """``delete`` in a thread."""
+        await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
+
+    async def adelete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """``delete_nodes`` in a thread."""
+        await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
+
+    async def aclear(self) -> None:
+        """``clear`` in a thread."""
+        await asyncio.to_thread(self.clear)
+
+    async def aget_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        """``get_nodes`` in a thread."""
+        return await asyncio.to_thread(self.get_nodes, node_ids, filters)
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """``query`` in a thread."""
+        return await asyncio.to_thread(self.query, query, **kwargs)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def persist(self, persist_path: str = _DEFAULT_PATH, fs: Any = None) -> None:
+        """Save to the folder ``persist_path``; an ending ".json", which StorageContext puts, is left off.
+
+        Raises:
+            OSError: If it cannot be written. What was there is untouched.
+            ValueError: If ``fs`` is not the local file system.
+        """
+        self._core.save(_folder(persist_path, fs))
+
+    @classmethod
+    def from_persist_path(
+        cls,
+        persist_path: str,
+        embed_model: Any = None,
+        *,
+        fs: Any = None,
+        device: str = "cpu",
+        verify: bool = False,
+    ) -> "FaissVectorStore":
+        """Open a folder that ``persist``, or FAISS.save_local, wrote.
+
+        Args:
+            persist_path: The folder.
+            embed_model: The model that queries will be embedded with; None checks nothing.
+            fs: Must be local.
+            device: ``"cpu"``, or ``"cuda"`` to search on a GPU.
+            verify: Compare all checksums; sizes are always checked.
+
+        Raises:
+            FileNotFoundError: If the folder holds no store.
+            StoreCorruptError: If a file is missing, truncated or edited.
+            StoreMismatchError: If the store was built by another model.
+        """
+        core = FaissCore.load(_folder(persist_path, fs), device=device, verify=verify)
+        return cls.from_core(core, embed_model)
+
+    @classmethod
+    def from_persist_dir(
+        cls,
+        persist_dir: str = "./storage",
+        embed_model: Any = None,
+        *,
+        namespace: str = "default",
+        fs: Any = None,
+    ) -> "FaissVectorStore":
+        """Open the store in a folder that ``StorageContext.persist(persist_dir)`` wrote; see ``from_persist_path``."""
+        return cls.from_persist_path(str(Path(persist_dir) / f"{namespace}__vector_store"), embed_model, fs=fs)
+
+
+def _node(stored: Hit | StoredDocument) -> BaseNode:
+    if "_node_content" in stored.metadata:
+        return metadata_dict_to_node(stored.metadata, text=stored.content)
+    return TextNode(id_=stored.id, text=stored.content, metadata=stored.metadata)  # saved by the LangChain face
+
+
+def _limits(query: VectorStoreQuery) -> tuple[Filter | None, list[str] | None]:
+    """Filter and ids that a query is limited to."""
+    where = translate_filters(query.filters)
+    if query.doc_ids:
+        by_document = {"ref_doc_id": {"$in": query.doc_ids}}
+        where = by_document if where is None else {"$and": [where, by_document]}
+    return where, query.node_ids or None
+
+
+def _prefetched(k: int, kwargs: dict[str, Any]) -> int:
+    if "mmr_prefetch_k" in kwargs and "mmr_prefetch_factor" in kwargs:
+        msg = "mmr_prefetch_k and mmr_prefetch_factor were both given; give one of them"
+        raise ValueError(msg)
+    return int(kwargs.get("mmr_prefetch_k", max(20, k * kwargs.get("mmr_prefetch_factor", 4))))
+
+
+def _folder(persist_path: str, fs: Any) -> Path:
+    if fs is not None and "file" not in fs.protocol:  # fsspec's name for local files
+        msg = f"fs is {type(fs).__name__}; this store saves to local folders only. Leave fs out"
+        raise ValueError(msg)
+    path = Path(persist_path)
+    return path.with_suffix("") if path.suffix == ".json" else path
+
+
+def _refuse_unknown(kwargs: dict[str, Any], method: str, allowed: str) -> None:
+    for name in kwargs:
+        if name not in allowed.split(", "):
+            msg = f"{method}() knows no {name!r}; allowed: {allowed}"
+            raise TypeError(msg)

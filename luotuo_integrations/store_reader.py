@@ -1,0 +1,229 @@
+"""What a store can be asked: the reading half of FaissCore.
+
+What a score is, is stated here once:
+
+=================  =========================================  ======  ===================================
+metric             score                                      better  relevance in [0, 1], 1 is most alike
+=================  =========================================  ======  ===================================
+``cosine``         cosine of the angle, in [-1, 1]            higher  (1 + score) / 2
+``inner_product``  inner product of the vectors as they are   higher  1 / (1 + exp(-score))
+``euclidean``      distance (not its square), 0 and up        lower   1 / (1 + score)
+=================  =========================================  ======  ===================================
+
+Relevance is always in the order of similarity. For cosine, the faces of the store take the relevance that was fitted
+for the model, where there is one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from luotuo_integrations.document_batch import check_ids
+from luotuo_integrations.document_table import DocumentTable, Rows, StoredDocument
+from luotuo_integrations.errors import StoreMismatchError
+from luotuo_integrations.locks import ReadWriteLock
+from luotuo_integrations.store_filters import Condition, Filter, Predicate, compile_filter
+from luotuo_integrations.vector_index import VectorIndex
+from luotuo_integrations.vector_math import Matrix, Metric, as_matrix, check_metric, maximal_marginal_relevance
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A document that a search found, with its score: see the table at the top of this file."""
+
+    id: str
+    content: str
+    metadata: dict[str, Any]
+    score: float
+
+
+class StoreReader:
+    """Searches vectors and looks up documents. Every method may be called from any thread.
+
+    Args:
+        metric: What scores are.
+        fingerprint: Of the model that makes the vectors; "" for an unknown one.
+        model: Its name, for messages.
+
+    Raises:
+        ValueError: If the metric is not known.
+    """
+
+    def __init__(self, metric: Metric, *, fingerprint: str = "", model: str = "") -> None:
+        self._metric = check_metric(metric)
+        self.fingerprint, self.model = fingerprint, model
+        self._lock = ReadWriteLock()
+        self._table = DocumentTable()
+        self._index: VectorIndex | None = None  # None until the dimension is known
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @property
+    def dimension(self) -> int | None:
+        """Length D of a vector; None until the first are added."""
+        return None if self._index is None else self._index.dimension
+
+    @property
+    def metric(self) -> Metric:
+        """What scores are: see the table at the top of this file."""
+        return self._metric
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    def search(
+        self, queries: Any, k: int = 4, *, where: Filter | Predicate | None = None, ids: Iterable[str] | None = None
+    ) -> list[list[Hit]]:
+        """Find the documents nearest to each query.
+
+        Args:
+            queries: float32 (Q, D).
+            k: How many for each query, 1 or more; fewer are given if the store, or the filter, has fewer.
+            where: Only documents whose metadata passes: a filter dict (see ``store_filters``) or a function of the
+                metadata. It is applied before the search, so that the k nearest of those that pass are found.
+            ids: Only these documents.
+
+        Returns:
+            For each query its hits, best first.
+
+        Raises:
+            ValueError: If k is less than 1, or the queries have another dimension than the store.
+        """
+        matrix = self._as_queries(queries)
+        limit = self._prepared(where)
+        with self._lock.read():
+            scores, rows = self._nearest(matrix, _checked_k(k), self._limited(limit, ids))
+            documents = self._table.documents(np.unique(rows))
+            pairs = zip(scores.tolist(), rows.tolist(), strict=True)
+            return [[Hit(*documents[row], score) for score, row in zip(*pair, strict=True)] for pair in pairs]
+
+    def search_diverse(
+        self,
+        query: Any,
+        k: int = 4,
+        *,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        where: Filter | Predicate | None = None,
+        ids: Iterable[str] | None = None,
+    ) -> list[Hit]:
+        """Find documents near the query but not near each other; see ``maximal_marginal_relevance``.
+
+        Args:
+            query: float32 (D,).
+            k: How many.
+            fetch_k: How many of the nearest to choose from; at least k are taken.
+            lambda_mult: 1 looks at nearness only, 0 at diversity only.
+            where: As for ``search``.
+            ids: As for ``search``.
+
+        Returns:
+            Hits in the order in which they were chosen.
+        """
+        matrix = self._as_queries(np.asarray(query)[None])
+        most = max(_checked_k(k), _checked_k(fetch_k, "fetch_k"))
+        limit = self._prepared(where)
+        with self._lock.read():
+            scores, rows = self._nearest(matrix, most, self._limited(limit, ids))
+            order = maximal_marginal_relevance(matrix[0], self._vectors(rows[0]), k, lambda_mult)
+            documents = self._table.documents(rows[0][order])
+            return [Hit(*documents[int(rows[0, place])], float(scores[0, place])) for place in order]
+
+    def get(self, ids: Iterable[str]) -> list[StoredDocument]:
+        """Documents by id, in the order asked for; ids that are not there are left out."""
+        wanted = check_ids(ids)
+        with self._lock.read():
+            rows = self._table.rows_of(wanted)
+            documents = self._table.documents(np.array(list(rows.values()), dtype=np.int64))
+        return [documents[rows[id_]] for id_ in wanted if id_ in rows]
+
+    def find(self, where: Filter | Predicate | None = None) -> list[StoredDocument]:
+        """Documents that a filter lets through, in the order in which they were added; None gives all."""
+        limit = self._prepared(where)
+        with self._lock.read():
+            rows = self._limited(limit, None)
+            return list(self._table.documents(self._table.rows() if rows is None else rows).values())
+
+    def vectors(self, ids: Iterable[str]) -> Matrix:
+        """Vectors by id, as the index keeps them: of length 1 for cosine, approximate for SQ, PQ and PCA.
+
+        Returns:
+            float32 (N, D).
+
+        Raises:
+            ValueError: If an id is not there.
+        """
+        wanted = check_ids(ids)
+        with self._lock.read():
+            rows = self._table.rows_of(wanted)
+            missing = [id_ for id_ in wanted if id_ not in rows]
+            if missing:
+                msg = f"{len(missing)} ids are not in the store, for instance {missing[0]!r}"
+                raise ValueError(msg)
+            return self._vectors(np.array([rows[id_] for id_ in wanted], dtype=np.int64))
+
+    def export(self) -> tuple[list[StoredDocument], Matrix]:
+        """All documents and their vectors (N, D), of one moment, in the order in which they were added."""
+        with self._lock.read():
+            documents = self._table.documents(self._table.rows())
+            return list(documents.values()), self._vectors(np.array(list(documents), dtype=np.int64))
+
+    def check_model(self, fingerprint: str, model: str, dimension: int | None) -> None:
+        """Refuse vectors of another model than the store's.
+
+        Raises:
+            StoreMismatchError: If the dimension differs, or both fingerprints are known and differ.
+        """
+        if self.fingerprint and fingerprint and fingerprint != self.fingerprint:
+            problem = f"was built with the model {self.model!r} ({self.fingerprint}), not {model!r} ({fingerprint})"
+        elif self.dimension and dimension and dimension != self.dimension:
+            problem = f"has vectors of {self.dimension} numbers (model {self.model!r}), {model!r} gives {dimension}"
+        else:
+            return
+        msg = f"The store {problem}. Open it with the model it was built with, or build it again from the documents"
+        raise StoreMismatchError(msg)
+
+    # -- helpers ------------------------------------------------------------------------------------------------------
+
+    def _as_queries(self, queries: Any) -> Matrix:
+        return as_matrix(queries, self.dimension, name="queries")
+
+    def _nearest(self, queries: Matrix, k: int, allowed: Rows | None) -> tuple[Matrix, Rows]:
+        if self._index is None:
+            return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+        return self._index.search(queries, k, allowed)
+
+    def _vectors(self, rows: Rows) -> Matrix:
+        return np.zeros((0, 0), dtype=np.float32) if self._index is None else self._index.vectors(rows)
+
+    def _prepared(self, where: Filter | Predicate | None) -> Condition | Rows | None:
+        """Check a filter; a function is run at once, on all metadata.
+
+        That is done outside the lock: the function is the caller's, may take long, and may ask this very store.
+        """
+        if where is None or where == {}:
+            return None
+        if not callable(where):
+            return compile_filter(where)
+        return np.array([row for row, metadata in self._table.metadata() if where(metadata)], dtype=np.int64)
+
+    def _limited(self, limit: Condition | Rows | None, ids: Iterable[str] | None) -> Rows | None:
+        """Rows that a question is limited to, each of them there now; None for no limit."""
+        rows: Rows | None = None
+        if isinstance(limit, Condition):
+            rows = self._table.rows(limit)
+        elif limit is not None:  # some may have been deleted since the function ran; rows are never used twice
+            rows = self._table.existing(limit)
+        if ids is None:
+            return rows
+        named = np.array(sorted(self._table.rows_of(check_ids(ids)).values()), dtype=np.int64)
+        return named if rows is None else np.intersect1d(rows, named)
+
+
+def _checked_k(k: object, name: str = "k") -> int:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        msg = f"{name}={k!r} must be a whole number, 1 or more"
+        raise ValueError(msg)
+    return int(k)

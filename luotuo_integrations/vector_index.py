@@ -1,0 +1,311 @@
+"""The vectors of a store: a faiss index keyed by row numbers, where any row can be selected, removed and read back."""
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from luotuo_integrations._optional import require
+from luotuo_integrations.document_table import Rows
+from luotuo_integrations.errors import StoreCorruptError
+from luotuo_integrations.gpu_copy import MOST_RESULTS, GpuCopy
+from luotuo_integrations.index_kinds import IndexKind, family_of, innermost, last_line, training_size
+from luotuo_integrations.vector_math import Matrix, unit_rows
+
+_CHUNK = 65_536
+# A filter that lets few rows of an HNSW graph through is searched exactly: a walk over the graph would miss some.
+_EXACT_SHARE, _EXACT_ROWS = 0.1, 20_000
+# Removed rows are only marked at first, because a Flat index moves its memory at each removal.
+_MARKED_SHARE = 0.125
+_TRAINING_ROWS_PER_CENTROID = 256  # faiss uses no more
+
+
+class VectorIndex:
+    """Vectors by row number. Rows are given by the caller, ascending, and never used twice.
+
+    Not locked: the caller lets one thread change it at a time, while none searches.
+
+    Args:
+        kind: Dimension, metric and faiss factory string.
+        search_effort: Lists that an IVF index visits (faiss ``nprobe``) or candidates that an HNSW index keeps
+            (faiss ``efSearch``). None: the 16th part of the lists and at least 8; 64 candidates.
+        device: ``"cpu"``, or ``"cuda"`` for a copy on the GPU that answers searches without a filter.
+
+    Raises:
+        ImportError: If faiss is not installed.
+        ValueError: If the factory string or the device cannot be used.
+    """
+
+    def __init__(self, kind: IndexKind, *, search_effort: int | None = None, device: str = "cpu") -> None:
+        self._faiss = require("faiss", extra="faiss")
+        self._kind = kind
+        self._search_effort = search_effort
+        self._index = kind.build()
+        self._family = family_of(self._index)
+        self._gpu = None if device == "cpu" else GpuCopy(device)
+        if self._gpu is not None and self._family == "hnsw":
+            msg = f"device={device!r} works with Flat and IVF indexes, not with index_factory={kind.factory!r}"
+            raise ValueError(msg)
+        self._marked: set[int] = set()  # removed, but still in the faiss index
+        self._mapped = False
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal) - len(self._marked)
+
+    @property
+    def dimension(self) -> int:
+        """Length D of a vector."""
+        return self._kind.dimension
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    def train(self, vectors: Matrix) -> None:
+        """Fit the index's centroids; an index that needs none, or has them, is left as it is.
+
+        Args:
+            vectors: float32 (N, D), typical of what will be added.
+
+        Raises:
+            ValueError: If there are too few vectors; the message says how many are needed.
+        """
+        self.check_training(len(vectors))
+        if not self._index.is_trained:
+            fresh = self._kind.build()  # a training that fails half-way leaves no trace
+            fresh.train(self._scaled(vectors))
+            self._index = fresh
+
+    def check_training(self, count: int) -> None:
+        """Raise ValueError if the index is not trained and ``count`` vectors are too few for it."""
+        needed = training_size(self._index)
+        if not self._index.is_trained and count < needed:
+            msg = (
+                f"index_factory={self._kind.factory!r} must be trained on at least {needed} vectors and was given "
+                f"{count}. Add {needed} or more at first, call train(vectors), or type index_factory='Flat'"
+            )
+            raise ValueError(msg)
+
+    def add(self, vectors: Matrix, rows: Rows) -> None:
+        """Add vectors, training on them first where that is needed.
+
+        Args:
+            vectors: float32 (N, D).
+            rows: int64 (N,), ascending, above all rows that were ever used.
+        """
+        self.train(vectors)
+        self._own()
+        self._forget_copy()
+        for start in range(0, len(vectors), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            self._index.add_with_ids(self._scaled(vectors[chunk]), rows[chunk])
+
+    def discard(self, rows: Rows) -> None:
+        """Remove rows; those that are not held are no error.
+
+        A row is gone from every search at once. Its memory comes back later: for a Flat index when an eighth is
+        marked as removed, for an HNSW graph with ``rebuild``.
+        """
+        if len(rows) == 0:
+            return
+        self._forget_copy()
+        if self._family == "ivf":
+            # With a hash table as direct map, faiss removes by this selector only.
+            self._index.remove_ids(self._faiss.IDSelectorArray(np.ascontiguousarray(rows, dtype=np.int64)))
+            return
+        held = self._held()
+        places = np.minimum(np.searchsorted(held, rows), len(held) - 1)  # held rows are ascending here
+        self._marked.update(rows[held[places] == rows].tolist() if len(held) else [])
+        if self._family == "flat" and len(self._marked) > _MARKED_SHARE * self._index.ntotal:
+            self._own()
+            self._index.remove_ids(self._faiss.IDSelectorBatch(self._marked_rows()))
+            self._marked.clear()
+
+    def rebuild(self) -> None:
+        """Build the index anew from the vectors it holds: without removed rows, trained on what is there now.
+
+        A compressed index (SQ, PQ) holds approximate vectors only, and becomes a little more approximate by this.
+        """
+        rows = self.rows
+        fresh = self._kind.build()
+        if not fresh.is_trained:
+            needed = training_size(fresh)
+            if len(rows) < needed:
+                return  # too little is left to train on; what there is still works
+            step = max(1, len(rows) // (needed * _TRAINING_ROWS_PER_CENTROID))
+            fresh.train(self.vectors(rows[::step]))
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            fresh.add_with_ids(self.vectors(chunk), chunk)
+        self._forget_copy()
+        self._index, self._mapped = fresh, False
+        self._marked.clear()
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> Rows:
+        """Rows that are held and not removed, ascending."""
+        return np.setdiff1d(self._held(), self._marked_rows())
+
+    def vectors(self, rows: Rows) -> Matrix:
+        """Vectors of rows that are held.
+
+        Returns:
+            float32 (N, D): as the index keeps them, so of length 1 for cosine, and approximate for SQ, PQ and PCA.
+        """
+        if len(rows) == 0:
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        return cast("Matrix", self._index.reconstruct_batch(np.ascontiguousarray(rows, dtype=np.int64)))
+
+    def search(self, queries: Matrix, k: int, allowed: Rows | None = None) -> tuple[Matrix, Rows]:
+        """Find the nearest rows.
+
+        Args:
+            queries: float32 (Q, D).
+            k: How many, at least 1.
+            allowed: Only these rows, each of them held; None means all. No allowed row is overlooked.
+
+        Returns:
+            Scores float32 (Q, k') and rows int64 (Q, k'), best first, with k' = min(k, how many there are to find).
+            Cosines in [-1, 1], inner products, or Euclidean distances (not squared).
+        """
+        k = min(k, len(self) if allowed is None else len(allowed))
+        if k == 0 or len(queries) == 0:
+            return np.zeros((len(queries), k), dtype=np.float32), np.zeros((len(queries), k), dtype=np.int64)
+        queries = self._scaled(queries)
+        if self._gpu is not None and allowed is None and not self._marked and k <= MOST_RESULTS:
+            scores, rows = self._gpu.search(self._index, queries, k)
+        elif self._family == "hnsw" and allowed is not None and self._is_small(allowed):
+            scores, rows = self._compare(queries, k, allowed)
+        else:
+            scores, rows = self._index.search(queries, k, params=self._parameters(k, allowed))
+        short = (rows < 0).any(axis=1)
+        if short.any():  # the lists visited, or the part of the graph walked, held too few
+            scores[short], rows[short] = self._search_everywhere(queries[short], k, allowed)
+        if self._kind.metric == "cosine":
+            scores = np.clip(scores, -1.0, 1.0)
+        elif self._kind.metric == "euclidean":
+            scores = np.sqrt(np.maximum(scores, 0.0))  # faiss gives squares
+        return scores, rows
+
+    def _is_small(self, allowed: Rows) -> bool:
+        return len(allowed) <= max(_EXACT_ROWS, _EXACT_SHARE * len(self))
+
+    def _search_everywhere(self, queries: Matrix, k: int, allowed: Rows | None) -> tuple[Matrix, Rows]:
+        if self._family == "hnsw":
+            return self._compare(queries, k, self.rows if allowed is None else allowed)
+        found = self._index.search(queries, k, params=self._parameters(k, allowed, everywhere=True))
+        return cast("tuple[Matrix, Rows]", found)
+
+    def _compare(self, queries: Matrix, k: int, rows: Rows) -> tuple[Matrix, Rows]:
+        """Search by comparing with each of the rows, a chunk at a time."""
+        best, best_rows = np.zeros((len(queries), 0), dtype=np.float32), np.zeros((len(queries), 0), dtype=np.int64)
+        sign = 1 if self._kind.metric == "euclidean" else -1
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            metric = self._kind.faiss_metric()
+            scores, places = self._faiss.knn(queries, self.vectors(chunk), min(k, len(chunk)), metric=metric)
+            best, best_rows = np.hstack([best, scores]), np.hstack([best_rows, chunk[places]])
+            order = np.argsort(sign * best, axis=1, kind="stable")[:, :k]
+            best, best_rows = np.take_along_axis(best, order, 1), np.take_along_axis(best_rows, order, 1)
+        return best, best_rows
+
+    def _parameters(self, k: int, allowed: Rows | None, *, everywhere: bool = False) -> Any:
+        """Which rows to look at and how hard to look, as faiss takes it."""
+        chosen = {"sel": self._selector(allowed)} if allowed is not None or self._marked else {}
+        if self._family == "ivf":
+            lists = int(innermost(self._index).nlist)
+            visited = min(self._search_effort or max(8, lists // 16), lists)
+            # A filtered search visits every list: the rows a filter leaves may lie in any of them.
+            return self._faiss.SearchParametersIVF(
+                nprobe=lists if everywhere or allowed is not None else visited, **chosen
+            )
+        if self._family == "hnsw":
+            return self._faiss.SearchParametersHNSW(efSearch=max(self._search_effort or 64, 2 * k), **chosen)
+        return self._faiss.SearchParameters(**chosen) if chosen else None
+
+    def _selector(self, allowed: Rows | None) -> Any:
+        if allowed is None:
+            return self._faiss.IDSelectorNot(self._faiss.IDSelectorBatch(self._marked_rows()))
+        chosen = np.zeros(int(allowed.max()) + 1, dtype=np.bool_)
+        chosen[allowed] = True
+        return self._faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def write(self, path: Path) -> None:
+        """Write the index to a new file, through a Python file so that any path works."""
+        with path.open("xb") as file:
+            writer = self._faiss.PyCallbackIOWriter(file.write)
+            self._faiss.write_index(self._index, writer)
+            del writer  # it holds back a last block until then
+
+    def read(self, path: Path, rows: Rows, *, memory_map: bool) -> None:
+        """Take the vectors from a file that ``write`` made.
+
+        Args:
+            path: The file.
+            rows: The rows that count, ascending; others in the file had been removed.
+            memory_map: Let the operating system page the file in as it is needed, where index and path allow it.
+
+        Raises:
+            StoreCorruptError: If the file is damaged or holds another kind of index.
+        """
+        mapped = memory_map and self._can_map(path)
+        try:
+            if mapped:
+                index = self._faiss.read_index(str(path), self._faiss.IO_FLAG_MMAP_IFC)
+            else:
+                with path.open("rb") as file:
+                    index = self._faiss.read_index(self._faiss.PyCallbackIOReader(file.read))
+        except RuntimeError as error:  # faiss raises nothing else
+            msg = f"{path} is damaged: {last_line(error)}. Restore the folder, or build the store again"
+            raise StoreCorruptError(msg) from error
+        if not self._kind.matches(index):
+            msg = f"{path} is not the kind of index that manifest.json names. Restore the folder, or build it again"
+            raise StoreCorruptError(msg)
+        self._forget_copy()
+        self._index, self._mapped = index, mapped
+        self._marked.clear()
+        held = self._held()
+        lacking = int((~np.isin(rows, held)).sum())
+        if lacking:
+            msg = f"{path} lacks the vectors of {lacking} documents. Restore the folder, or build the store again"
+            raise StoreCorruptError(msg)
+        self.discard(np.setdiff1d(held, rows))
+
+    def _can_map(self, path: Path) -> bool:
+        # faiss opens the file itself; on Windows it can do so only where the path is plain ASCII.
+        return (
+            self._kind.factory == "Flat"
+            and hasattr(self._faiss, "IO_FLAG_MMAP_IFC")
+            and (os.name == "posix" or str(path).isascii())
+        )
+
+    def _own(self) -> None:
+        """Copy a memory-mapped index into memory first: faiss ends the whole process when a mapped one is changed."""
+        if self._mapped:
+            self.rebuild()
+
+    # -- faiss --------------------------------------------------------------------------------------------------------
+
+    def _scaled(self, vectors: Matrix) -> Matrix:
+        return unit_rows(vectors) if self._kind.metric == "cosine" else vectors
+
+    def _held(self) -> Rows:
+        """Rows in the faiss index, those marked as removed among them; a view that the next change spoils."""
+        if self._index.ntotal == 0:
+            return np.zeros(0, dtype=np.int64)
+        if self._family != "ivf":
+            return cast("Rows", self._faiss.rev_swig_ptr(self._index.id_map.data(), self._index.ntotal))
+        lists = innermost(self._index).invlists
+        sizes = [(number, lists.list_size(number)) for number in range(lists.nlist)]
+        parts = [self._faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in sizes if size]
+        return np.concatenate(parts)
+
+    def _marked_rows(self) -> Rows:
+        return np.fromiter(self._marked, dtype=np.int64, count=len(self._marked))
+
+    def _forget_copy(self) -> None:
+        if self._gpu is not None:
+            self._gpu.forget()

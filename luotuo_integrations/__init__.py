@@ -20,14 +20,14 @@ _HOMES = {
     "KnowledgeBase": "knowledge_base",
     "LuotuoEmbeddings": "embeddings",
     "ModelCard": "registry",
-    "load_file": "documents",
+    "load_documents": "documents",
     "local_chat_model": "local_chat",
     "openai_compatible": "chat_models",
 }
 
 if TYPE_CHECKING:
     from luotuo_integrations.chat_models import openai_compatible as openai_compatible
-    from luotuo_integrations.documents import load_file as load_file
+    from luotuo_integrations.documents import load_documents as load_documents
     from luotuo_integrations.embeddings import LuotuoEmbeddings as LuotuoEmbeddings
     from luotuo_integrations.encoder import Encoder as Encoder
     from luotuo_integrations.knowledge_base import KnowledgeBase as KnowledgeBase

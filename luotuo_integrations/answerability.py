@@ -8,22 +8,27 @@ unrelated pairs of the same model, so that one set of weights serves every model
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from luotuo_integrations.registry import ASSETS
-from luotuo_integrations.vector_math import unit_rows
+from luotuo_integrations.registry import ASSETS, DEFAULT_MODEL
+from luotuo_integrations.store.vector_math import unit_rows
 
 logger = logging.getLogger(__name__)
 
 Vectors = npt.NDArray[np.float32]
 WEIGHTS_FILE = ASSETS / "background" / "answerability.json"
 BACKGROUND_FILE = ASSETS / "background" / "texts.jsonl"
+PACKAGED_FILE = ASSETS / "background" / f"{DEFAULT_MODEL}.safetensors"
+CACHE_FILE = "background.safetensors"
 NEAREST = 5  # how many of the bank's texts stand for "the nearest unrelated text"
 
 
@@ -93,19 +98,32 @@ class Answerability:
 
     Args:
         embeddings: The model that embeds question and documents.
+        cache_folder: A folder that keeps the bank's vectors by models that are not bundled; None keeps none.
     """
 
-    def __init__(self, embeddings: ArrayEncoder) -> None:
+    def __init__(self, embeddings: ArrayEncoder, cache_folder: Path | None = None) -> None:
         self._embeddings = embeddings
+        self._cache_folder = cache_folder
         self._background: Background | None = None
 
     @property
     def background(self) -> Background:
-        """The bank in this model's vectors: those in the package where they fit, else embedded now."""
+        """The bank in this model's vectors: those in the package or the cache where they fit, else embedded now."""
         if self._background is None:
-            stored = _stored_background(self._embeddings.model, self._embeddings.fingerprint)
-            self._background = stored or embed_background(self._embeddings)
+            fingerprint = self._embeddings.fingerprint
+            files = [PACKAGED_FILE] if self._cache_folder is None else [PACKAGED_FILE, self._cache_folder / CACHE_FILE]
+            stored = (read_background(file, fingerprint) for file in files)
+            self._background = next((bank for bank in stored if bank is not None), None) or self._embedded()
         return self._background
+
+    def _embedded(self) -> Background:
+        bank = embed_background(self._embeddings)
+        if self._cache_folder is not None and self._cache_folder.is_dir():
+            try:
+                write_background(bank, self._cache_folder / CACHE_FILE, self._embeddings.fingerprint)
+            except OSError as error:
+                logger.info("The vectors of the background texts are not kept: %s", error)
+        return bank
 
     def evidence(self, query: Vectors, passage: float, sentence: float) -> Evidence:
         """Collect the four cosines.
@@ -148,14 +166,36 @@ def embed_background(embeddings: ArrayEncoder) -> Background:
     )
 
 
-def _stored_background(model: str, fingerprint: str) -> Background | None:
-    path = ASSETS / "background" / f"{model}.safetensors"
-    if "/" in model or not path.is_file():
-        return None
-    with safe_open(path, framework="numpy") as file:
-        if file.metadata().get("fingerprint") != fingerprint:
-            return None
-        return Background.of(*(file.get_tensor(name).astype(np.float32) for name in ("passages", "questions")))
+def write_background(bank: Background, path: Path, fingerprint: str) -> None:
+    """Keep a bank's vectors in float16.
+
+    Args:
+        bank: The vectors.
+        path: The safetensors file.
+        fingerprint: Of the model.
+
+    Raises:
+        OSError: If it cannot be written; what was there is untouched.
+    """
+    tensors = {"passages": bank.passages.astype(np.float16), "questions": bank.questions.astype(np.float16)}
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_bytes(save(tensors, metadata={"fingerprint": fingerprint}))
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_background(path: Path, fingerprint: str) -> Background | None:
+    """Read what ``write_background`` wrote; None if there is none, or none of this model."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if (file.metadata() or {}).get("fingerprint") == fingerprint:
+                return Background.of(*(file.get_tensor(name).astype(np.float32) for name in ("passages", "questions")))
+    except (FileNotFoundError, SafetensorError):
+        logger.debug("%s holds no background", path)
+    return None
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from langchain_core.embeddings import Embeddings
 
-from luotuo_integrations.vector_math import Matrix, as_matrix
+from luotuo_integrations.store.vector_math import Matrix, as_matrix
 
 _MEMBERS = ("encode", "dimension", "fingerprint", "relevance")
 

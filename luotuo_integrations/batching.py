@@ -1,7 +1,7 @@
 """Batches by token budget, and windows over an iterator of any length."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -23,17 +23,41 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[i
     batch: list[int] = []
     longest = 0
     for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        longest = longest or max(lengths[position], 1)
         if batch and (len(batch) + 1) * longest > budget:
             yield batch
-            batch, longest = [], max(lengths[position], 1)
+            batch = []
+        if not batch:
+            longest = max(lengths[position], 1)
         batch.append(position)
     if batch:
         yield batch
 
 
-def windows(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Cut an iterable into lists of at most ``size`` items, without reading ahead of the one in hand."""
-    iterator = iter(items)
-    while window := list(islice(iterator, size)):
+def windows(
+    items: Iterable[Item],
+    size: int,
+    *,
+    weigh: Callable[[Item], int] | None = None,
+    max_weight: float = math.inf,
+) -> Iterator[list[Item]]:
+    """Cut an iterable into lists, without reading ahead of the one in hand.
+
+    Args:
+        items: Any iterable, however long.
+        size: Most items in a list.
+        weigh: Weight of an item, its length for instance.
+        max_weight: A list is closed as soon as it weighs so much; its last item may take it beyond.
+
+    Yields:
+        Lists of at least one item, in order.
+    """
+    window: list[Item] = []
+    weight = 0
+    for item in items:
+        window.append(item)
+        weight += weigh(item) if weigh is not None else 0
+        if len(window) >= size or weight >= max_weight:
+            yield window
+            window, weight = [], 0
+    if window:
         yield window

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, cast
 
 from luotuo_integrations._optional import require
 from luotuo_integrations.chroma_function import LuotuoEmbeddingFunction, describe_model
-from luotuo_integrations.document_batch import check_documents
 from luotuo_integrations.embeddings import LuotuoEmbeddings
 from luotuo_integrations.errors import StoreMismatchError
+from luotuo_integrations.store.batch import check_documents
 from luotuo_integrations.texts import Vectors
 
 try:
@@ -210,7 +210,7 @@ def check_records(
     metadatas: Iterable[dict[str, Any] | None] | None = None,
     ids: Iterable[str | None] | None = None,
 ) -> Records:
-    """Check documents before any work is done on them; see ``document_batch.check_documents``.
+    """Check documents before any work is done on them; see ``store.batch.check_documents``.
 
     Raises:
         TypeError: If a text, an id or a metadata value has a type that cannot be stored; the message names it.

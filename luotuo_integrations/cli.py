@@ -1,28 +1,38 @@
 """The `luotuo` command: each command a few lines that call the rooms of this package.
 
-Exit codes: 0 done, 1 an error (its message is on standard error), 2 wrong usage, 3 nothing found in the documents.
+Answers go to standard output, everything else to standard error. Exit codes: 0 done, 1 an error, 2 wrong usage,
+3 nothing found in the documents, 130 interrupted.
 """
 
-import json
+import io
 import logging
 import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.table import Table
 
-from luotuo_integrations.errors import LuotuoError
+from luotuo_integrations.cli_output import (
+    answer_json,
+    lines_of,
+    models_table,
+    print_json,
+    report_json,
+    result_json,
+    vectors_json,
+)
 from luotuo_integrations.registry import CARDS, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from luotuo_integrations.knowledge_base import KnowledgeBase
-    from luotuo_integrations.qa import Answer
+
+logger = logging.getLogger(__name__)
 
 NOTHING_FOUND = 3
 
@@ -38,11 +48,19 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-Documents = Annotated[Path, typer.Argument(metavar="DOCUMENTS", help="Folder of txt, md, html, pdf and docx files.")]
-Store = Annotated[Path | None, typer.Option(help="Folder of the index. [default: .luotuo inside DOCUMENTS]")]
-Model = Annotated[str | None, typer.Option(help=f"Embedding model. [default: the index's own, else {DEFAULT_MODEL}]")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the best there is]")]
-Encoding = Annotated[str | None, typer.Option(help="Encoding of text files, if detection fails: big5, gbk ...")]
+Documents = Annotated[
+    Path,
+    typer.Argument(exists=True, file_okay=False, help="Folder of txt, md, html, pdf and docx files."),
+]
+Store = Annotated[Path | None, typer.Option(help="Folder of the index.", show_default=".luotuo inside DOCUMENTS")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Embedding model: see `luotuo models`.", show_default=f"the index's own, else {DEFAULT_MODEL}"),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.", show_default="the best there is")]
+Encoding = Annotated[
+    str | None, typer.Option(help="Encoding of text and HTML files, as big5.", show_default="detected; later the same")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -53,19 +71,32 @@ def _clear_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
             return command(*args, **kwargs)
-        except (LuotuoError, ImportError, OSError, TypeError, ValueError) as error:
+        except BrokenPipeError:
+            raise  # `luotuo search ... | head`: click ends quietly
+        except KeyboardInterrupt:
+            err.print("Interrupted. What was indexed so far is kept; the same command goes on from there.")
+            raise typer.Exit(130) from None
+        except _expected_errors() as error:
+            logger.info("Where it happened:", exc_info=error)
             err.print(f"[red]Error:[/red] {escape(str(error))}")
             raise typer.Exit(1) from error
-        except KeyboardInterrupt:
-            err.print("Interrupted. What was finished is kept; run the same command to go on.")
-            raise typer.Exit(130) from None
 
     return run
 
 
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is enough: this package's, and what files, servers and devices raise."""
+    openai = sys.modules.get("openai")  # its errors derive from nothing better than Exception
+    servers = () if openai is None else (openai.OpenAIError,)
+    return (ImportError, OSError, RuntimeError, TypeError, ValueError, *servers)
+
+
 @app.callback()
 def main(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what is going on.")] = False) -> None:
-    """Set up logging for every command."""
+    """Set up output for every command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console that lacks a character shows a question mark
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(message)s",
@@ -86,23 +117,22 @@ def index(
     """Index a folder, or bring its index up to date: only new and changed files are read."""
     report = _open(documents, store, model, device, encoding).sync(show_progress=not as_json and err.is_terminal)
     if as_json:
-        problems = [problem._asdict() for problem in report.problems]
-        _print_json({**vars(report), "problems": problems})
+        print_json(report_json(report))
         return
     out.print(
         f"{len(report.added)} files added, {len(report.updated)} updated, {len(report.removed)} removed, "
         f"{report.unchanged} unchanged; {report.chunks} passages"
     )
     for problem in report.problems:
-        page = f" page {problem.page}" if problem.page else ""
-        err.print(f"[yellow]Problem:[/yellow] {escape(problem.source)}{page}: {escape(problem.reason)}")
+        page = f"{problem.source}, page {problem.page}: " if problem.page else ""
+        err.print(f"[yellow]Problem:[/yellow] {escape(page + problem.reason)}")
 
 
 @app.command()
 @_clear_errors
 def search(
     documents: Documents,
-    query: Annotated[str, typer.Argument(help="What to look for.")],
+    query: Annotated[str, typer.Argument(help="What to look for.", show_default=False)],
     k: Annotated[int, typer.Option("-k", min=1, help="How many passages.")] = 4,
     store: Store = None,
     model: Model = None,
@@ -113,21 +143,11 @@ def search(
     """Find the passages nearest to a query. The folder is indexed first where that is needed."""
     results = _opened_and_synced(documents, store, model, device, encoding).search(query, k)
     if as_json:
-        _print_json(
-            [
-                {
-                    "score": result.score,
-                    "relevance": result.relevance,
-                    "text": result.document.page_content,
-                    "metadata": result.document.metadata,
-                }
-                for result in results
-            ]
-        )
+        print_json([result_json(result) for result in results])
         return
     for number, result in enumerate(results, start=1):
-        out.print(f"[bold]{number}. {escape(_place(result.document.metadata))}[/bold]  cosine {result.score:.3f}")
-        out.print(escape(result.document.page_content.strip()) + "\n")
+        out.print(f"[bold]{number}. {escape(result.title)}[/bold]  cosine {result.score:.3f}")
+        out.print(escape(indent(result.document.page_content.strip(), "   ")) + "\n")
 
 
 @app.command()
@@ -158,7 +178,7 @@ def ask(
     )
     if as_json:
         answer = knowledge_base.ask(question)
-        _print_json(_answer_json(answer))
+        print_json(answer_json(answer))
     else:
         stream = knowledge_base.stream(question)
         for piece in stream:
@@ -193,17 +213,24 @@ def embed(
     if bool(texts) == (source is not None):
         msg = "Give texts, or --input FILE with a text a line (- for standard input)"
         raise ValueError(msg)
+    if output is not None and not output.parent.is_dir():
+        msg = f"The folder {str(output.parent)!r} for --output does not exist; make it first"
+        raise FileNotFoundError(msg)
     if source is not None:
-        texts = (sys.stdin.read() if str(source) == "-" else source.read_text(encoding="utf-8-sig")).splitlines()
+        texts = lines_of(sys.stdin.buffer.read() if str(source) == "-" else source.read_bytes())
     encoder = Encoder(model, device=device, dimensions=dimensions)
     vectors = encoder.encode(texts or [], kind, show_progress=output is not None and err.is_terminal)
     if output is None:
-        _print_json(vectors.tolist())
+        typer.echo(vectors_json(vectors))
         return
     temporary = output.with_name(f".{output.name}.partial")
-    with temporary.open("wb") as file:
-        np.save(file, vectors)
-    temporary.replace(output)
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, vectors)
+        temporary.replace(output)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     out.print(f"{len(vectors)} vectors of {vectors.shape[1]} numbers in {escape(str(output))}")
 
 
@@ -212,14 +239,10 @@ def embed(
 def models(as_json: AsJson = False) -> None:
     """List the models that are known by name. Any folder or hub name works too."""
     if as_json:
-        _print_json([{**vars(card), "prompts": dict(card.prompts)} for card in CARDS.values()])
+        print_json([{**vars(card), "prompts": dict(card.prompts)} for card in CARDS.values()])
         return
-    table = Table("model", "dimension", "tokens", "pooling", "licence", "note")
-    for card in CARDS.values():
-        name = f"{card.name} (default)" if card.name == DEFAULT_MODEL else card.name
-        note = "needs conversion" if card.remote_code else card.note
-        table.add_row(name, str(card.dimension), str(card.max_tokens), card.pooling, card.licence, note)
-    out.print(table)
+    for line in models_table():
+        out.print(escape(line))
 
 
 @app.command()
@@ -230,7 +253,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     diagnosis = diagnose()
     if as_json:
-        _print_json(vars(diagnosis))
+        print_json(vars(diagnosis))
     else:
         for line in describe(diagnosis):
             out.print(escape(line))
@@ -248,6 +271,8 @@ def _open(
     from luotuo_integrations.embeddings import LuotuoEmbeddings
     from luotuo_integrations.knowledge_base import KnowledgeBase, model_of_store
 
+    if model is not None and model not in CARDS and Path(model).is_dir():
+        model = str(Path(model).resolve())  # the index remembers it, and is opened from other folders too
     model = model or model_of_store(documents, store) or DEFAULT_MODEL
     embeddings = LuotuoEmbeddings(model, device=device)
     return KnowledgeBase(documents, store=store, embeddings=embeddings, encoding=encoding, **options)
@@ -257,7 +282,7 @@ def _opened_and_synced(
     documents: Path, store: Path | None, model: str | None, device: str | None, encoding: str | None, **options: Any
 ) -> "KnowledgeBase":
     knowledge_base = _open(documents, store, model, device, encoding, **options)
-    report = knowledge_base.sync(show_progress=err.is_terminal)
+    report = knowledge_base.sync(retry_unreadable=False, show_progress=err.is_terminal)
     if report.changed:
         err.print(f"Indexed {escape(str(documents))}: {report.chunks} passages.")
     return knowledge_base
@@ -279,26 +304,3 @@ def _chat_model(server: str | None, name: str | None, local: str | None) -> Any:
     from luotuo_integrations.chat_models import openai_compatible
 
     return openai_compatible(server, name)
-
-
-def _answer_json(answer: "Answer") -> dict[str, Any]:
-    sources = [
-        {
-            "number": source.number,
-            "score": source.score,
-            "quote": source.quote,
-            "text": source.document.page_content,
-            "metadata": source.document.metadata,
-        }
-        for source in answer.sources
-    ]
-    return {**vars(answer), "sources": sources}
-
-
-def _place(metadata: dict[str, Any]) -> str:
-    page = f"第 {metadata['page']} 页" if metadata.get("page") else ""
-    return " · ".join(part for part in (metadata.get("source"), metadata.get("headings"), page) if part)
-
-
-def _print_json(content: object) -> None:
-    typer.echo(json.dumps(content, ensure_ascii=False, indent=2))

@@ -1,11 +1,14 @@
 """Concurrent callers share one forward pass."""
 
+import os
 import queue
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
+
+from luotuo_integrations.errors import LuotuoError
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -19,18 +22,17 @@ class Coalescer(Generic[Key, Item, Result]):
 
     A lone request waits for nobody: the worker takes whatever is in the queue, and what arrives while it works makes
     the next batch. The thread starts with the first request and ends after some idle seconds, so that nothing has to
-    be closed.
+    be closed. A forked child starts a thread of its own.
 
     Args:
         function: Called in the worker with a key and the items of all requests of that key, in order of arrival;
-            returns one result an item.
+            returns one result an item. If it fails, the requests are tried again in halves, so that an error reaches
+            only the caller whose items caused it; a ``LuotuoError``, a missing model for instance, reaches all.
     """
 
     def __init__(self, function: Callable[[Key, list[Item]], Sequence[Result]]) -> None:
         self._function = function
-        self._requests: queue.SimpleQueue[tuple[Key, list[Item], Future[list[Result]]]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._worker: threading.Thread | None = None
+        self._line: _Line[Key, Item, Result] = _Line()
 
     def submit(self, key: Key, items: Sequence[Item]) -> "Future[list[Result]]":
         """Ask for results.
@@ -42,62 +44,79 @@ class Coalescer(Generic[Key, Item, Result]):
         Returns:
             A future of one result an item. A cancelled request costs nothing if it has not begun.
         """
+        line = self._line
+        if line.process != os.getpid():  # in a forked child its thread is gone, and nobody will release its lock
+            line = self._line = _Line()
         future: Future[list[Result]] = Future()
-        with self._lock:
-            self._requests.put((key, list(items), future))
-            # A forked child inherits the attribute, but not the thread: there it is not alive.
-            if self._worker is None or not self._worker.is_alive():
-                self._worker = threading.Thread(
-                    target=_work, args=(weakref.ref(self),), name="luotuo-coalesce", daemon=True
+        with line.lock:
+            line.requests.put((key, list(items), future))
+            if line.worker is None or not line.worker.is_alive():
+                line.worker = threading.Thread(
+                    target=_work, args=(weakref.ref(self), line), name="luotuo-coalesce", daemon=True
                 )
-                self._worker.start()
+                line.worker.start()
         return future
 
-    def answer_waiting(self) -> bool:
-        """Answer what is in the queue, waiting a while for something to come; False when the worker may end."""
-        try:
-            requests = [self._requests.get(timeout=_IDLE_SECONDS)]
-        except queue.Empty:
-            with self._lock:  # a request put before the lock was taken keeps the worker alive
-                if self._requests.empty():
-                    self._worker = None
-                    return False
-                return True
-        while not self._requests.empty():
-            requests.append(self._requests.get())
+    def answer(self, requests: "list[tuple[Key, list[Item], Future[list[Result]]]]") -> None:
+        """Answer requests, those of one key together; called by the worker."""
         for key in dict.fromkeys(key for key, _, _ in requests):
-            self._answer(key, [(items, future) for other, items, future in requests if other == key])
-        return True
+            waiting = [(items, future) for other, items, future in requests if other == key]
+            self._answer(key, [(items, future) for items, future in waiting if future.set_running_or_notify_cancel()])
 
-    def _answer(self, key: Key, requests: list[tuple[list[Item], "Future[list[Result]]"]]) -> None:
-        requests = [(items, future) for items, future in requests if future.set_running_or_notify_cancel()]
+    def _answer(self, key: Key, requests: "list[tuple[list[Item], Future[list[Result]]]]") -> None:
         if not requests:
             return
+        failure: BaseException | None = None
         try:
             results = list(self._function(key, [item for items, _ in requests for item in items]))
         except BaseException as error:  # noqa: BLE001 - the callers must hear of it, whatever it is
-            if len(requests) == 1:
-                requests[0][1].set_exception(error)
-                return
-            for items, future in requests:  # one caller's bad input must not fail the others
-                self._answer_alone(key, items, future)
+            failure = error
+        if failure is not None and (len(requests) == 1 or isinstance(failure, LuotuoError)):
+            for _, future in requests:
+                future.set_exception(failure)
+            return
+        if failure is not None:
+            middle = len(requests) // 2
+            self._answer(key, requests[:middle])
+            self._answer(key, requests[middle:])
             return
         start = 0
         for items, future in requests:
             future.set_result(results[start : start + len(items)])
             start += len(items)
 
-    def _answer_alone(self, key: Key, items: list[Item], future: "Future[list[Result]]") -> None:
+
+class _Line(Generic[Key, Item, Result]):
+    """The requests that wait in one process, and the thread that takes them."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.requests: queue.SimpleQueue[tuple[Key, list[Item], Future[list[Result]]]] = queue.SimpleQueue()
+        self.lock = threading.Lock()
+        self.worker: threading.Thread | None = None
+
+    def take(self) -> list[tuple[Key, list[Item], "Future[list[Result]]"]]:
+        """Wait a while for requests and take all there are; an empty list means that the worker must end."""
         try:
-            future.set_result(list(self._function(key, items)))
-        except BaseException as error:  # noqa: BLE001 - as above
-            future.set_exception(error)
+            requests = [self.requests.get(timeout=_IDLE_SECONDS)]
+        except queue.Empty:
+            with self.lock:  # whoever puts a request after this finds no worker, and starts one
+                if self.requests.empty():
+                    self.worker = None
+                    return []
+                requests = [self.requests.get()]
+        while not self.requests.empty():
+            requests.append(self.requests.get())
+        return requests
 
 
-def _work(reference: "weakref.ref[Coalescer[Key, Item, Result]]") -> None:
-    # The owner is held only while it answers, so that a dropped model's memory is freed within the idle time.
-    while True:
-        owner = reference()
-        if owner is None or not owner.answer_waiting():
+def _work(owner: "weakref.ref[Coalescer[Key, Item, Result]]", line: "_Line[Key, Item, Result]") -> None:
+    # The owner, and through it the model, is held only while it answers: an idle worker keeps no model in memory.
+    while requests := line.take():
+        coalescer = owner()
+        if coalescer is None:
+            for _, _, future in requests:
+                future.cancel()
             return
-        del owner
+        coalescer.answer(requests)
+        del coalescer, requests

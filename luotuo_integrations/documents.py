@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from langchain_core.documents import Document
 
-from luotuo_integrations.decoding import decode
-from luotuo_integrations.document_formats import PlainDocument, read_docx, read_html
 from luotuo_integrations.errors import DocumentError
-from luotuo_integrations.pdf_text import read_pdf
+from luotuo_integrations.parsing.decoding import decode
+from luotuo_integrations.parsing.formats import PlainDocument, read_docx, read_html
+from luotuo_integrations.parsing.pdf import read_pdf
 
 logger = logging.getLogger(__name__)
 

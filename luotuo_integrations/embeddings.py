@@ -6,9 +6,9 @@ Encoder, which is loaded at the first call and shared by copies.
 
 import asyncio
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,11 @@ from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 
 from luotuo_integrations.coalescing import Coalescer
-from luotuo_integrations.encoder import Encoder, Kind, Vectors, check_texts
 from luotuo_integrations.registry import CARDS, DEFAULT_MODEL, find_card
+from luotuo_integrations.texts import Kind, Vectors, check_query, check_texts
+
+if TYPE_CHECKING:
+    from luotuo_integrations.encoder import Encoder
 
 # Above this an asynchronous call goes its own way, so that a query never waits behind a folder of documents.
 _COALESCE_LIMIT = 64
@@ -63,6 +66,8 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
     model_config = ConfigDict(extra="forbid", protected_namespaces=("pydantic_model_",), arbitrary_types_allowed=True)
 
     model: str = Field(default=DEFAULT_MODEL, frozen=True)
+    model_name: str = Field(default=DEFAULT_MODEL, frozen=True)
+    embeddings_cache: Any = Field(default=None, frozen=True)
     dimensions: int | None = Field(default=None, gt=0, frozen=True)
     max_length: int | None = Field(default=None, gt=0, frozen=True)
     normalize: bool | None = Field(default=None, frozen=True)
@@ -71,7 +76,7 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
     revision: str | None = Field(default=None, frozen=True)
     # What does not change a vector stays out of to_dict(), which LlamaIndex hashes into its cache keys.
     device: str | None = Field(default=None, frozen=True, exclude=True)
-    dtype: str = Field(default="auto", frozen=True, exclude=True)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", frozen=True, exclude=True)
     max_tokens_per_batch: int = Field(default=16_384, gt=0, frozen=True, exclude=True)
     show_progress: bool = Field(default=False, exclude=True)
     cache_folder: str | None = Field(default=None, frozen=True, exclude=True)
@@ -109,27 +114,33 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
             # LlamaIndex keys that cache by the text alone: a query would be given a passage's vector.
             msg = "embeddings_cache mixes queries and passages; leave it out"
             raise ValueError(msg)
-        name = str(model or model_name or DEFAULT_MODEL)
-        super().__init__(
-            model=name,
-            model_name=name,
-            device=device,
-            dtype=dtype,
-            dimensions=dimensions,
-            max_length=max_length,
-            normalize=normalize,
-            query_prompt=query_prompt,
-            passage_prompt=passage_prompt,
-            embed_batch_size=embed_batch_size,
-            max_tokens_per_batch=max_tokens_per_batch,
-            show_progress=show_progress,
-            cache_folder=None if cache_folder is None else str(cache_folder),
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            num_workers=num_workers,
-            callback_manager=callback_manager or CallbackManager([]),
-            rate_limiter=rate_limiter,
-        )
+        given = model if model is not None else model_name
+        if given == "":
+            msg = f"model is empty; give a name, a folder, or nothing at all for {DEFAULT_MODEL!r}"
+            raise ValueError(msg)
+        name = DEFAULT_MODEL if given is None else str(given)
+        fields: dict[str, Any] = {
+            "model": name,
+            "model_name": name,
+            "device": device,
+            "dtype": dtype,
+            "dimensions": dimensions,
+            "max_length": max_length,
+            "normalize": normalize,
+            "query_prompt": query_prompt,
+            "passage_prompt": passage_prompt,
+            "embed_batch_size": embed_batch_size,
+            "max_tokens_per_batch": max_tokens_per_batch,
+            "show_progress": show_progress,
+            "cache_folder": None if cache_folder is None else str(cache_folder),
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+            "num_workers": num_workers,
+            "callback_manager": CallbackManager([]) if callback_manager is None else callback_manager,
+        }
+        if rate_limiter is not None:  # the first releases of llama-index-core 0.14 know none
+            fields["rate_limiter"] = rate_limiter
+        super().__init__(**fields)
         self._loader = _Loader(self._encoder_settings())
 
     @classmethod
@@ -140,7 +151,7 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
     # -- arrays ---------------------------------------------------------------------------------------------------
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> "Encoder":
         """The loaded Encoder; the first use loads it."""
         return self._loader.encoder()
 
@@ -236,19 +247,19 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
         Raises:
             TypeError: If ``text`` is not a string.
         """
-        vector: list[float] = self.encode([_checked_query(text)], "query", show_progress=False)[0].tolist()
+        vector: list[float] = self.encode([check_query(text)], "query", show_progress=False)[0].tolist()
         return vector
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed passages without blocking the event loop; small concurrent calls share a forward pass."""
         check_texts(texts)
-        if len(texts) > _COALESCE_LIMIT:
+        if not isinstance(texts, Sequence) or len(texts) > _COALESCE_LIMIT:
             return await asyncio.to_thread(self.embed_documents, texts)
         return await asyncio.wrap_future(self._loader.coalescer.submit("passage", texts))
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query without blocking the event loop; concurrent calls share a forward pass."""
-        return (await asyncio.wrap_future(self._loader.coalescer.submit("query", [_checked_query(text)])))[0]
+        return (await asyncio.wrap_future(self._loader.coalescer.submit("query", [check_query(text)])))[0]
 
     # -- LlamaIndex -----------------------------------------------------------------------------------------------
 
@@ -290,13 +301,24 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def __copy__(self) -> "LuotuoEmbeddings":
-        copied = type(self)(**self.__getstate__())
-        copied._loader = self._loader
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "LuotuoEmbeddings":  # noqa: ARG002
+        """Copy the object; the copy shares the loaded model where the settings are the same.
+
+        Args:
+            update: Arguments of this class to change in the copy.
+            deep: Makes no difference: settings cannot be changed, and a loaded model is never copied.
+        """
+        held = {"callback_manager": self.callback_manager, "rate_limiter": getattr(self, "rate_limiter", None)}
+        copied = type(self)(**{**self.__getstate__(), **held, **(update or {})})
+        if copied._encoder_settings() == self._encoder_settings():
+            copied._loader = self._loader
         return copied
 
+    def __copy__(self) -> "LuotuoEmbeddings":
+        return self.model_copy()
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "LuotuoEmbeddings":
-        return self.__copy__()
+        return self.model_copy()
 
 
 class _Loader:
@@ -308,8 +330,10 @@ class _Loader:
         self._encoder: Encoder | None = None
         self.coalescer: Coalescer[Kind, str, list[float]] = Coalescer(self._embed)
 
-    def encoder(self) -> Encoder:
+    def encoder(self) -> "Encoder":
         if self._encoder is None:
+            from luotuo_integrations.encoder import Encoder  # torch and transformers: seconds, and not before a call
+
             with self._lock:
                 if self._encoder is None:
                     self._encoder = Encoder(**self._settings)
@@ -318,11 +342,3 @@ class _Loader:
     def _embed(self, kind: Kind, texts: list[str]) -> list[list[float]]:
         vectors: list[list[float]] = self.encoder().encode(texts, kind).tolist()
         return vectors
-
-
-def _checked_query(text: object) -> str:
-    if not isinstance(text, str):
-        given = f"{type(text).__name__}: {str(text)[:80]!r}"
-        msg = f"The query is {given}; it must be one string. For many texts: encode(texts, 'query')"
-        raise TypeError(msg)
-    return text

@@ -2,13 +2,12 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,15 +17,15 @@ from luotuo_integrations.fingerprint import document_fingerprint
 from luotuo_integrations.modeling import EmbeddingModel
 from luotuo_integrations.progress import progress_bar
 from luotuo_integrations.registry import DEFAULT_MODEL, ModelCard, find_card, resolve
+from luotuo_integrations.texts import Kind, Vectors, check_texts
 from luotuo_integrations.tokenization import TextTokenizer
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["query", "passage"]
-Vectors = npt.NDArray[np.float32]
-
 WINDOW = 32_768  # texts held at once: the memory of an endless input
+WINDOW_CHARACTERS = 64_000_000
 CHUNK = 1_024  # texts tokenized at once, while the device works on the chunk before
+CHUNK_CHARACTERS = 1_000_000  # a tokenizer needs about a hundred bytes a token
 
 
 class Encoder:
@@ -76,11 +75,13 @@ class Encoder:
         self.dtype = choose_dtype(dtype, self.device)
         self.card: ModelCard | None = find_card(model)
         self.folder = resolve(model, cache_folder=cache_folder, revision=revision)
-        self.tokenizer = TextTokenizer(self.folder, trust_remote_code=trust_remote_code)
         self.model = EmbeddingModel.load(
             self.folder, card=self.card, dtype=self.dtype, trust_remote_code=trust_remote_code
-        ).to(self.device)
+        )
         settings = self.model.settings
+        self.tokenizer = TextTokenizer(
+            self.folder / settings.transformer, lowercase=settings.lowercase, trust_remote_code=trust_remote_code
+        )
         self.normalize = settings.normalize if normalize is None else normalize
         self.prompts: Mapping[str, str] = {
             "query": settings.prompts.get("query", "") if query_prompt is None else query_prompt,
@@ -89,6 +90,7 @@ class Encoder:
         self.dimension = _checked_dimension(dimensions, self.model.dimension)
         self.max_length = self._checked_max_length(max_length)
         self.max_tokens_per_batch = max_tokens_per_batch
+        self.model.to(self.device)
         self._lock = threading.Lock()  # one forward pass at a time: more would only share the device
         self._fingerprint: str | None = None
 
@@ -100,16 +102,17 @@ class Encoder:
         whatever touches queries alone do not.
         """
         if self._fingerprint is None:
-            self._fingerprint = document_fingerprint(
-                self.folder,
-                {
-                    "pooling": self.model.settings.pooling,
-                    "passage_prompt": self.prompts["passage"],
-                    "normalize": self.normalize,
-                    "dimension": self.dimension,
-                    "max_length": self.max_length,
-                },
-            )
+            settings = self.model.settings
+            decisive = {
+                "pooling": settings.pooling,
+                "activations": [head.activation for head in settings.heads],
+                "passage_prompt": self.prompts["passage"],
+                "normalize": self.normalize,
+                "dimension": self.dimension,
+                "max_length": self.max_length,
+            }
+            parts = [settings.transformer, *(head.folder for head in settings.heads)]
+            self._fingerprint = document_fingerprint(self.folder, decisive, parts)
         return self._fingerprint
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -120,8 +123,13 @@ class Encoder:
 
         Returns:
             One count a text.
+
+        Raises:
+            TypeError: If ``texts`` is a bare string, or a text is none; the message names its index.
         """
-        return [len(ids) for chunk in windows(texts, CHUNK) for ids in self.tokenizer.encode(chunk)]
+        check_texts(texts)
+        chunks = windows(texts, CHUNK, weigh=len, max_weight=CHUNK_CHARACTERS)
+        return [len(ids) for chunk in chunks for ids in self.tokenizer.encode(chunk)]
 
     def encode(
         self,
@@ -151,21 +159,20 @@ class Encoder:
             msg = f"kind={kind!r} is unknown; use 'query' or 'passage'"
             raise ValueError(msg)
         check_texts(texts)
-        count = len(texts) if isinstance(texts, Sequence) else None
+        count = len(texts) if isinstance(texts, Sized) else None
         self._check_out(out, count)
         finished: list[Vectors] = []
         start = 0
         cut = 0
         with progress_bar("Embedding", count, enabled=show_progress) as advance:
-            for window in windows(texts, WINDOW):
+            for window in windows(texts, WINDOW, weigh=_length, max_weight=WINDOW_CHARACTERS):
                 check_texts(window, first_index=start)
                 stop = start + len(window)
                 if out is not None and stop > len(out):
                     msg = f"out has {len(out)} rows, but more texts than that came"
                     raise ValueError(msg)
                 target = np.empty((len(window), self.dimension), np.float32) if out is None else out[start:stop]
-                cut += self._encode_window(window, self.prompts[kind], target, advance)
-                self._check_finite(target, start)
+                cut += self._encode_window(window, self.prompts[kind], target, start, advance)
                 finished.append(target)
                 start = stop
         if cut:
@@ -181,13 +188,18 @@ class Encoder:
             return finished[0]
         return np.concatenate(finished) if finished else np.empty((0, self.dimension), np.float32)
 
-    def _encode_window(self, texts: list[str], prompt: str, target: Vectors, advance: Callable[[int], None]) -> int:
+    def _encode_window(
+        self, texts: list[str], prompt: str, target: Vectors, start: int, advance: Callable[[int], None]
+    ) -> int:
         """Fill ``target`` (n, D) with the vectors of one window; return how many texts were cut."""
         cut = 0
         for positions, ids, cut_here in self._tokenized_chunks(texts, prompt):
             cut += cut_here
             for batch in token_budget_batches([len(row) for row in ids], self.max_tokens_per_batch):
-                target[[positions[i] for i in batch]] = self._forward([ids[i] for i in batch])
+                rows = [positions[i] for i in batch]
+                vectors = self._forward([ids[i] for i in batch])
+                self._check_finite(vectors, [start + row for row in rows])
+                target[rows] = vectors
                 advance(len(batch))
         return cut
 
@@ -195,7 +207,7 @@ class Encoder:
         """Tokenize chunks of similar length, longest first, one chunk ahead of the device."""
         # Characters are a good enough guess of tokens to keep neighbours alike; batches sort by tokens.
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        chunks = list(windows(order, CHUNK))
+        chunks = list(windows(order, CHUNK, weigh=lambda i: len(texts[i]), max_weight=CHUNK_CHARACTERS))
 
         def tokenize(positions: list[int]) -> tuple[list[int], list[list[int]], int]:
             bare = self.tokenizer.encode([prompt + texts[i] for i in positions])
@@ -225,7 +237,8 @@ class Encoder:
             if len(ids) == 1:
                 msg = f"Out of memory on {self.device} for one text of {len(ids[0])} tokens; lower max_length"
                 raise MemoryError(msg) from error
-            self.max_tokens_per_batch = max(len(ids) * len(ids[0]) // 2, len(ids[0]))
+            lower = max(len(ids) * len(ids[0]) // 2, len(ids[0]))
+            self.max_tokens_per_batch = min(self.max_tokens_per_batch, lower)
             logger.warning(
                 "Out of memory on %s: max_tokens_per_batch is now %d", self.device, self.max_tokens_per_batch
             )
@@ -235,14 +248,15 @@ class Encoder:
         return np.concatenate([self._forward(ids[:middle]), self._forward(ids[middle:])])
 
     def _run(self, ids: list[list[int]]) -> Tensor:
-        longest = max(len(row) for row in ids)
-        input_ids = torch.full((len(ids), longest), self.tokenizer.pad_id, dtype=torch.long)  # (n, T)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, tokens in enumerate(ids):
-            input_ids[row, : len(tokens)] = torch.tensor(tokens)
-            attention_mask[row, : len(tokens)] = 1
+        lengths = np.array([len(row) for row in ids])
+        attention_mask = np.arange(lengths.max()) < lengths[:, None]  # (n, T)
+        input_ids = np.full(attention_mask.shape, self.tokenizer.pad_id)
+        input_ids[attention_mask] = np.concatenate(ids)
         with torch.inference_mode():
-            vectors: Tensor = self.model(input_ids.to(self.device), attention_mask.to(self.device))
+            vectors: Tensor = self.model(
+                torch.from_numpy(input_ids).to(self.device, torch.long),
+                torch.from_numpy(attention_mask).to(self.device, torch.long),
+            )
             return vectors  # (n, D of the model)
 
     def _finish(self, vectors: Tensor) -> Vectors:
@@ -253,10 +267,10 @@ class Encoder:
         return array
 
     def _checked_max_length(self, asked: int | None) -> int:
-        config = self.model.backbone.config
+        config: Any = self.model.backbone.config
         positions = getattr(config, "max_position_embeddings", None)
         if positions and getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}:
-            positions -= 2  # these count positions from the padding id on
+            positions -= config.pad_token_id + 1  # these count positions from the padding id on
         known = [length for length in (self.model.settings.max_tokens, positions) if length]
         limit = min([*known, self.tokenizer.tokenizer.model_max_length])
         least = self.tokenizer.special_count + 1
@@ -265,43 +279,30 @@ class Encoder:
             raise ValueError(msg)
         return int(asked or limit)
 
-    def _check_out(self, out: Vectors | None, count: int | None) -> None:
+    def _check_out(self, out: object, count: int | None) -> None:
         if out is None:
             return
+        wanted = f"a writeable float32 array ({'N' if count is None else count}, {self.dimension})"
+        if not isinstance(out, np.ndarray):
+            msg = f"out is {type(out).__name__}; it must be {wanted}"
+            raise TypeError(msg)
         if out.ndim != 2 or out.shape[1] != self.dimension or out.dtype != np.float32 or not out.flags.writeable:
-            msg = f"out is {out.dtype} {out.shape}; it must be a writeable float32 array (N, {self.dimension})"
+            msg = f"out is {'' if out.flags.writeable else 'read-only '}{out.dtype} {out.shape}; it must be {wanted}"
             raise ValueError(msg)
         if count is not None and count != len(out):
-            msg = f"out has {len(out)} rows for {count} texts; make it ({count}, {self.dimension})"
+            msg = f"out has {len(out)} rows for {count} texts; it must be {wanted}"
             raise ValueError(msg)
 
-    def _check_finite(self, vectors: Vectors, start: int) -> None:
+    def _check_finite(self, vectors: Vectors, indexes: Sequence[int]) -> None:
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
-            msg = f"In {self.dtype} the model gave no finite vector for texts[{start + bad[0]}]; try dtype='float32'"
+            advice = "its weights are damaged" if self.dtype == torch.float32 else "try dtype='float32'"
+            msg = f"The model in {self.dtype} gave no finite vector for texts[{indexes[bad[0]]}]: {advice}"
             raise ValueError(msg)
 
 
-def check_texts(texts: object, *, first_index: int = 0) -> None:
-    """Refuse what is not text before any work is done.
-
-    Args:
-        texts: What the caller gave; the items of an iterator are left to be checked window by window.
-        first_index: Index of the first text, for the message.
-
-    Raises:
-        TypeError: If ``texts`` is a bare string or not iterable, or an item is not a string.
-    """
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        msg = f"texts is {type(texts).__name__}; give a list of strings, for one text: [text]"
-        raise TypeError(msg)
-    if not isinstance(texts, Sequence):
-        return
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            given = f"{type(text).__name__}: {str(text)[:80]!r}"
-            msg = f"texts[{first_index + index}] is {given}; every text must be a string"
-            raise TypeError(msg)
+def _length(text: object) -> int:
+    return len(text) if isinstance(text, str) else 0  # what is no text is refused when its window is checked
 
 
 def _checked_dimension(asked: int | None, full: int) -> int:

@@ -12,11 +12,11 @@ from langchain_core.vectorstores import VectorStore
 from typing_extensions import override
 
 from luotuo_integrations.array_embeddings import check_query, embed_queries, gives_arrays, model_name_of
-from luotuo_integrations.document_table import StoredDocument
-from luotuo_integrations.faiss_core import FaissCore
-from luotuo_integrations.store_filters import Filter, Predicate
-from luotuo_integrations.store_reader import Hit
-from luotuo_integrations.vector_math import Matrix, Scores, as_matrix, relevance
+from luotuo_integrations.store.core import FaissCore
+from luotuo_integrations.store.filters import Filter, Predicate
+from luotuo_integrations.store.reader import Hit
+from luotuo_integrations.store.table import StoredDocument
+from luotuo_integrations.store.vector_math import Matrix, Scores, as_matrix, relevance
 
 Where = Filter | Predicate
 
@@ -79,7 +79,7 @@ class SearchableStore(VectorStore):
         Args:
             query: The query.
             k: How many, 1 or more; fewer are given if fewer are there.
-            filter: Only documents whose metadata passes, a dict as in ``store_filters`` or a function of the metadata.
+            filter: Only documents whose metadata passes, a dict as in ``store.filters`` or a function of the metadata.
                 It is applied before the search: the k nearest of those that pass are found.
             **kwargs: None; any other name raises TypeError.
 
@@ -167,7 +167,7 @@ class SearchableStore(VectorStore):
     def relevance(self, scores: npt.ArrayLike) -> Scores:
         """Turn scores into relevances in [0, 1], in the order of similarity.
 
-        For cosine the model's own calibration is used where it has one, else see ``store_reader``.
+        For cosine the model's own calibration is used where it has one, else see ``store.reader``.
         """
         if self._core.metric == "cosine" and gives_arrays(self._embedding):
             return self._embedding.relevance(scores)

@@ -13,9 +13,9 @@ from langchain_core.embeddings import Embeddings
 from luotuo_integrations._optional import require
 from luotuo_integrations.array_embeddings import model_name_of
 from luotuo_integrations.errors import StoreCorruptError
-from luotuo_integrations.faiss_core import FaissCore
-from luotuo_integrations.index_kinds import last_line
-from luotuo_integrations.vector_math import Matrix, Metric
+from luotuo_integrations.store.core import FaissCore
+from luotuo_integrations.store.index_kinds import last_line
+from luotuo_integrations.store.vector_math import Matrix, Metric
 from luotuo_integrations.vectorstores import FAISS
 
 # Every class that LangChain has put into such a pickle; none of them is imported, each becomes a _Record.

@@ -23,7 +23,7 @@ from luotuo_integrations.chroma_collections import check_database, check_records
 from luotuo_integrations.chroma_function import checked_embeddings
 from luotuo_integrations.embeddings import LuotuoEmbeddings
 from luotuo_integrations.errors import StoreMismatchError
-from luotuo_integrations.vector_math import as_matrix
+from luotuo_integrations.store.vector_math import as_matrix
 
 try:
     import chromadb

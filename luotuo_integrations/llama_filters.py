@@ -5,7 +5,7 @@ from typing import Any
 
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
-from luotuo_integrations.store_filters import Filter
+from luotuo_integrations.store.filters import Filter
 
 _OPERATORS: dict[FilterOperator, Callable[[Any], Filter]] = {
     FilterOperator.EQ: lambda value: {"$eq": value},
@@ -30,7 +30,7 @@ def translate_filters(filters: MetadataFilters | None) -> Filter | None:
         filters: Filters, nested or not; None or an empty list filters nothing.
 
     Returns:
-        A filter in the grammar of ``store_filters``, or None.
+        A filter in the grammar of ``store.filters``, or None.
 
     Raises:
         ValueError: If an operator is not known, or needs a list and has none.

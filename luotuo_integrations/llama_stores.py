@@ -18,12 +18,12 @@ from llama_index.core.vector_stores.types import (
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from luotuo_integrations.array_embeddings import fingerprint_of, gives_arrays, model_name_of
-from luotuo_integrations.document_table import StoredDocument
-from luotuo_integrations.faiss_core import FaissCore
 from luotuo_integrations.llama_filters import translate_filters
-from luotuo_integrations.store_filters import Filter
-from luotuo_integrations.store_reader import Hit
-from luotuo_integrations.vector_math import Metric, relevance
+from luotuo_integrations.store.core import FaissCore
+from luotuo_integrations.store.filters import Filter
+from luotuo_integrations.store.reader import Hit
+from luotuo_integrations.store.table import StoredDocument
+from luotuo_integrations.store.vector_math import Metric, relevance
 
 _DEFAULT_PATH = "./storage/default__vector_store"
 

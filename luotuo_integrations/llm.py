@@ -1,7 +1,7 @@
 """Ask any language model: a LangChain model or chain, a LlamaIndex LLM, or a plain function."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
@@ -17,9 +17,10 @@ def check_llm(llm: object) -> None:
     Raises:
         TypeError: If ``llm`` is no language model of a known kind.
     """
-    if not (isinstance(llm, Runnable) or _is_llama_index(llm) or callable(llm)):
+    given = f"the class {llm.__name__}" if isinstance(llm, type) else type(llm).__name__
+    if isinstance(llm, type) or not (isinstance(llm, Runnable) or _is_llama_index(llm) or callable(llm)):
         msg = (
-            f"llm is {type(llm).__name__}; give a LangChain chat model (luotuo_integrations.openai_compatible(...) "
+            f"llm is {given}; give a LangChain chat model (luotuo_integrations.openai_compatible(...) "
             "makes one), a LlamaIndex LLM, or a function from str to str"
         )
         raise TypeError(msg)
@@ -62,12 +63,14 @@ def stream_reply(llm: LanguageModel, system: str, user: str) -> Iterator[str]:
         yield from _call(llm, system, user)
 
 
-def _call(function: Callable[[str], str | Iterator[str]], system: str, user: str) -> Iterator[str]:
+def _call(function: Callable[[str], object], system: str, user: str) -> Iterator[str]:
     answer = function(f"{system}\n\n{user}")
-    if isinstance(answer, str):
-        yield answer
-    else:
-        yield from answer
+    pieces = [answer] if isinstance(answer, str) or not isinstance(answer, Iterable) else answer
+    for piece in pieces:
+        if not isinstance(piece, str):
+            msg = f"The function given as llm gave {type(piece).__name__}; it must give a string, or pieces of one"
+            raise TypeError(msg)
+        yield piece
 
 
 def _messages(system: str, user: str) -> list[BaseMessage]:

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-
 from luotuo_integrations.errors import ModelFormatError
-from luotuo_integrations.model_folder import DenseSettings, ModelSettings
-from luotuo_integrations.modeling import EmbeddingModel, make_head
+from luotuo_integrations.model_folder import DenseSettings, ModelSettings, read_object
+from luotuo_integrations.modeling import EmbeddingModel, make_head, read_weights
+from luotuo_integrations.tokenization import TextTokenizer
 
 
 def convert_luotuo_bert(folder: str | Path, output: str | Path, *, activation: str = "Tanh") -> Path:
@@ -19,25 +17,24 @@ def convert_luotuo_bert(folder: str | Path, output: str | Path, *, activation: s
     Args:
         folder: The downloaded folder, with config.json, a tokenizer and pytorch_model.bin or model.safetensors.
         output: Where to write.
-        activation: What follows the head's Linear: ``"Tanh"`` as in SimCSE, or ``"Identity"``.
+        activation: What follows the head's Linear: ``"Tanh"`` as in SimCSE, or ``"Identity"``. The folder's own
+            models.py tells; for numbers as small as those of 1536-dimensional unit vectors it hardly matters.
 
     Returns:
         ``output``.
 
     Raises:
-        ModelFormatError: If the weights are not a BERT with exactly one dense head.
+        ModelFormatError: If the weights are not a BERT with exactly one dense head, or the folder is incomplete.
+        FileExistsError: If ``output`` exists and holds anything.
     """
-    from transformers import AutoTokenizer, BertConfig, BertModel
+    from transformers import BertConfig, BertModel
 
     folder = Path(folder)
-    if (folder / "model.safetensors").is_file():
-        weights = load_file(folder / "model.safetensors")
-    elif (folder / "pytorch_model.bin").is_file():
-        weights = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    else:
-        msg = f"{folder} holds neither model.safetensors nor pytorch_model.bin"
-        raise ModelFormatError(msg)
-    config = BertConfig.from_pretrained(folder)
+    weights = read_weights(folder)
+    description = read_object(folder / "config.json")
+    description.pop("auto_map", None)  # where the published code lies; the converted folder needs none
+    config = BertConfig.from_dict(description)
+    tokenizer = TextTokenizer(folder).tokenizer
     backbone = BertModel(config, add_pooling_layer=False)
     bert = {name.removeprefix("bert."): value for name, value in weights.items() if name.startswith("bert.")}
     missing, _ = backbone.load_state_dict(bert, strict=False)
@@ -55,4 +52,4 @@ def convert_luotuo_bert(folder: str | Path, output: str | Path, *, activation: s
     name, weight = next(iter(heads.items()))
     head = make_head(weight.float(), weights.get(name.removesuffix("weight") + "bias"), activation)
     settings = ModelSettings(pooling="cls", max_tokens=512, heads=(DenseSettings("2_Dense", activation),))
-    return EmbeddingModel(backbone, settings, [head]).save(output, AutoTokenizer.from_pretrained(folder))
+    return EmbeddingModel(backbone, settings, [head]).save(output, tokenizer)

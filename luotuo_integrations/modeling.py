@@ -1,24 +1,27 @@
 """EmbeddingModel: backbone -> pooling -> Linear heads. The class that is trained is the class that serves."""
 
 import inspect
-import logging
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
+from transformers.utils import logging as transformers_logging
 
 from luotuo_integrations.errors import ModelFormatError
 from luotuo_integrations.model_folder import (
     PACKED_WEIGHTS,
     DenseSettings,
     ModelSettings,
-    read_json,
+    read_object,
     read_settings,
     write_json,
     write_settings,
@@ -27,7 +30,9 @@ from luotuo_integrations.pooling import NEEDS_HIDDEN_STATES, POOLINGS, pool
 from luotuo_integrations.quantization import read_packed
 from luotuo_integrations.registry import ModelCard
 
-logger = logging.getLogger(__name__)
+# Fields of config.json that an older transformers carries along without obeying them.
+_DECISIVE_FIELDS = ("use_bidirectional_attention",)
+_LOADING = threading.Lock()
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "Identity": nn.Identity,
@@ -81,11 +86,14 @@ class EmbeddingModel(nn.Module):
 
         Args:
             input_ids: (B, T) int64.
-            attention_mask: (B, T) int64, 1 for tokens, 0 for padding on either side.
+            attention_mask: (B, T) int64, 1 for tokens, 0 for padding on either side. Every row must hold a token.
 
         Returns:
             (B, D), not normalised.
         """
+        # Models that count positions from the first column need their tokens there: padding goes to the right.
+        order = attention_mask.argsort(dim=1, descending=True, stable=True)  # (B, T)
+        input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         all_layers = self.settings.pooling in NEEDS_HIDDEN_STATES
         output = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=all_layers, return_dict=True
@@ -117,9 +125,14 @@ class EmbeddingModel(nn.Module):
             ModelFormatError: If the folder is incomplete, damaged, or needs code of its own.
         """
         settings = read_settings(folder, card)
-        backbone = _load_backbone(folder / settings.transformer, trust_remote_code)
-        heads = [_load_head(folder, head) for head in settings.heads]
-        return cls(backbone, settings, heads).to(dtype).eval()
+        with _quiet():
+            backbone = _load_backbone(folder / settings.transformer, trust_remote_code)
+            heads = [_load_head(folder, head) for head in settings.heads]
+        model = cls(backbone, settings, heads).eval()
+        # Parameters only: rotary frequencies are buffers, and in bfloat16 they misplace every far token.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return model
 
     def save(self, folder: str | Path, tokenizer: Any = None, *, overwrite: bool = False) -> Path:
         """Write a folder that this class and sentence-transformers both load. Nothing half-written is left behind.
@@ -143,7 +156,8 @@ class EmbeddingModel(nn.Module):
         settings = replace(self.settings, transformer="", heads=[])
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             target = Path(temporary) / "model"
-            self.backbone.save_pretrained(target)  # type: ignore[operator]
+            with _quiet():
+                self.backbone.save_pretrained(target)  # type: ignore[operator]
             if tokenizer is not None:
                 tokenizer.save_pretrained(target)
             heads = [
@@ -151,32 +165,66 @@ class EmbeddingModel(nn.Module):
                 for index, (head, old) in enumerate(zip(self.heads, self.settings.heads, strict=True), start=2)
             ]
             write_settings(target, replace(settings, heads=heads), self.hidden_size)
-            if folder.exists():
-                folder.replace(Path(temporary) / "replaced")
-            target.replace(folder)
+            _put_in_place(target, folder)
         return folder
 
 
+def _put_in_place(written: Path, folder: Path) -> None:
+    """Rename a finished folder; the one that it replaces comes back if that fails."""
+    replaced = written.with_name("replaced")
+    existed = folder.exists()
+    if existed:
+        folder.replace(replaced)
+    try:
+        written.replace(folder)
+    except OSError:
+        if existed:
+            replaced.replace(folder)
+        raise
+
+
 def _load_backbone(folder: Path, trust_remote_code: bool) -> nn.Module:
-    settings = read_json(folder / "config.json")
-    if settings.get("auto_map") and not trust_remote_code:
+    description = read_object(folder / "config.json")
+    if description.get("auto_map") and not trust_remote_code:
         msg = (
             f"{folder} wants to run Python code of its own. Read that code; then pass trust_remote_code=True, or "
             "convert the weights once (for luotuo-bert: luotuo_integrations.luotuo_bert.convert_luotuo_bert)"
         )
         raise ModelFormatError(msg)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        msg = (
+            f"{folder / 'config.json'} describes no model that this transformers knows ({error}). "
+            "Type: pip install --upgrade transformers, or download the folder again"
+        )
+        raise ModelFormatError(msg) from error
+    if getattr(config, "is_encoder_decoder", False):
+        msg = f"{folder} is a {config.model_type} with encoder and decoder; supported are models with one of them"
+        raise ModelFormatError(msg)
+    config_class: Any = type(config)
+    unknown = [name for name in _DECISIVE_FIELDS if description.get(name) and not hasattr(config_class(), name)]
+    if unknown:
+        msg = (
+            f"{folder / 'config.json'} asks for {unknown[0]}, which this transformers does not know for "
+            f"{config.model_type}: its vectors would be wrong. Type: pip install --upgrade transformers"
+        )
+        raise ModelFormatError(msg)
     config.use_cache = False
     model_class = MODEL_MAPPING.get(type(config), AutoModel)
     options: dict[str, Any] = {}
-    if model_class is AutoModel:
-        options["trust_remote_code"] = trust_remote_code
-    elif "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+    if not isinstance(model_class, type) or model_class is AutoModel:
+        model_class, options = AutoModel, {"trust_remote_code": trust_remote_code}
+    elif "add_pooling_layer" in inspect.signature(model_class).parameters:
         options["add_pooling_layer"] = False  # its weights are never used, and often missing
+    return _load_weights(folder, model_class, {"config": config, **options})
+
+
+def _load_weights(folder: Path, model_class: Any, options: dict[str, Any]) -> nn.Module:
     packed = folder / PACKED_WEIGHTS
     if packed.is_file():
-        return _load_packed(model_class(config, **options), packed)
-    if not trust_remote_code and not any(folder.glob("*.safetensors")):
+        options = {**options, "state_dict": read_packed(packed)}
+    elif not options.get("trust_remote_code") and not any(folder.glob("*.safetensors")):
         msg = (
             f"{folder} holds no *.safetensors weights. Copy or download the folder again; if it only has pickled "
             "weights (pytorch_model.bin) that you trust, rewrite them once: "
@@ -184,34 +232,68 @@ def _load_backbone(folder: Path, trust_remote_code: bool) -> nn.Module:
         )
         raise ModelFormatError(msg)
     try:
-        return model_class.from_pretrained(folder, config=config, **options)  # type: ignore[no-any-return]
-    except (OSError, RuntimeError, ValueError) as error:
+        backbone, report = model_class.from_pretrained(
+            None if packed.is_file() else folder, output_loading_info=True, **options
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         msg = f"The weights in {folder} cannot be loaded ({error}). Copy or download the folder again"
         raise ModelFormatError(msg) from error
+    # transformers fills what is missing with random numbers, and goes on.
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        msg = (
+            f"The weights in {folder} lack {len(missing)} tensors of the model in config.json, {missing[0]!r} among "
+            "them. Copy or download the folder again"
+        )
+        raise ModelFormatError(msg)
+    loaded: nn.Module = backbone
+    return loaded
 
 
-def _load_packed(backbone: nn.Module, path: Path) -> nn.Module:
-    try:
-        backbone.load_state_dict(read_packed(path))
-    except RuntimeError as error:
-        msg = f"{path} does not fit the config.json beside it ({error}). Copy or download the folder again"
-        raise ModelFormatError(msg) from error
-    return backbone
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' progress bar and its table of weights that are left over: ours are checked by name."""
+    # One thread at a time: each would restore what the other had set, and transformers 4 itself, while it loads,
+    # changes how every module in the process is made.
+    with _LOADING:
+        verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            if bars:
+                transformers_logging.enable_progress_bar()
 
 
 def _load_head(folder: Path, settings: DenseSettings) -> nn.Module:
     if settings.activation not in ACTIVATIONS:
         msg = f"{folder / settings.folder} uses {settings.activation}; supported are {', '.join(ACTIVATIONS)}"
         raise ModelFormatError(msg)
-    path = folder / settings.folder / "model.safetensors"
-    if path.is_file():
-        weights = load_file(path)
-    elif (path.parent / "pytorch_model.bin").is_file():
-        weights = torch.load(path.parent / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    else:
-        msg = f"{path} is missing. Copy or download the folder again"
+    weights = read_weights(folder / settings.folder)
+    if "linear.weight" not in weights:
+        msg = f"{folder / settings.folder} holds no linear.weight. Copy or download the folder again"
         raise ModelFormatError(msg)
     return make_head(weights["linear.weight"], weights.get("linear.bias"), settings.activation)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read a folder's model.safetensors, or else its pytorch_model.bin: arrays alone, whatever else a pickle may hold.
+
+    Raises:
+        ModelFormatError: If there is neither, or it is damaged.
+    """
+    path = folder / "model.safetensors"
+    try:
+        if path.is_file():
+            return load_file(path)
+        path = folder / "pytorch_model.bin"
+        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader raises all sorts for a damaged file
+        msg = f"{path} is missing or damaged ({error!r}). Copy or download the folder again"
+        raise ModelFormatError(msg) from error
+    return weights
 
 
 def make_head(weight: Tensor, bias: Tensor | None = None, activation: str = "Identity") -> nn.Module:

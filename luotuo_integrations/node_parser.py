@@ -12,7 +12,7 @@ from llama_index.core.utils import get_tqdm_iterable
 from pydantic import Field, PrivateAttr
 from typing_extensions import Self
 
-from luotuo_integrations.spans import (
+from luotuo_integrations.parsing.spans import (
     DEFAULT_CHUNK_SIZE,
     LengthFunction,
     checked_overlap,
@@ -29,7 +29,7 @@ _Node = TypeVar("_Node", bound=BaseNode)
 class ChineseNodeParser(NodeParser):
     """Split documents into nodes of whole Chinese sentences, at headings and paragraphs first.
 
-    The rules are those of :func:`~luotuo_integrations.spans.split_spans`. The text of each node is a verbatim part of
+    The rules are those of :func:`~luotuo_integrations.parsing.spans.split_spans`. Each node is a verbatim part of
     its document, from ``start_char_idx`` to ``end_char_idx``; its metadata has what the document's has, ``headings``
     ("第一章 总则 > 请假制度") and, for documents with ``page_starts`` from
     :func:`~luotuo_integrations.documents.load_file`, ``page`` and ``page_end``. LlamaIndex embeds the metadata with the

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(description: str, total: int | None, *, enabled: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(description: str, total: int | None, *, enabled: bool) -> Iterator[Callable[[float], None]]:
     """Show a progress bar on standard error for the time of a with-block.
 
     Args:
@@ -14,7 +14,7 @@ def progress_bar(description: str, total: int | None, *, enabled: bool) -> Itera
         enabled: Whether to show anything.
 
     Yields:
-        A function to call with the number of items just finished.
+        A function to call with the number of items just finished; parts of an item count too.
     """
     if not enabled:
         yield lambda _: None
@@ -22,17 +22,17 @@ def progress_bar(description: str, total: int | None, *, enabled: bool) -> Itera
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
+    counted = "{task.completed:.0f}" + ("" if total is None else "/{task.total:.0f}")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn(counted),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

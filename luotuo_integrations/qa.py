@@ -1,9 +1,10 @@
 """Question answering over a FAISS store: an answer with numbered sources, or "not found in the documents"."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,9 @@ from langchain_core.documents import Document
 from luotuo_integrations.answerability import Answerability, Evidence
 from luotuo_integrations.embeddings import LuotuoEmbeddings
 from luotuo_integrations.llm import LanguageModel, check_llm, reply, stream_reply
-from luotuo_integrations.outline import sentence_cuts
-from luotuo_integrations.store_filters import Filter
-from luotuo_integrations.vector_math import unit_rows
+from luotuo_integrations.parsing.outline import sentence_cuts
+from luotuo_integrations.store.filters import Filter
+from luotuo_integrations.store.vector_math import unit_rows
 from luotuo_integrations.vectorstores import FAISS
 
 NOT_FOUND = "文档中没有找到与这个问题相关的内容。"
@@ -24,11 +25,19 @@ _INSTRUCTIONS = f"""你根据资料回答问题。规则：
 2. 每句话后面用方括号注明依据的资料编号，例如：每晚不超过四百五十元[1]。
 3. 资料里找不到答案时，只回答这七个字：{_LLM_NOT_FOUND}。
 4. 用提问者的语言，简明作答。"""
+_END_OF_THOUGHTS = "</think>"  # what a reasoning model thought comes before, if its server does not cut it off
 _CITATION = re.compile(r"[\[【](\d+(?:\s*[,，、]\s*\d+)*)[\]】]")
 
 CANDIDATES = 8  # passages whose sentences are compared one by one
 _QUOTES = 3  # most sentences of an answer that is given without a language model
-_QUOTE_MARGIN = 0.02  # a further sentence is quoted if its cosine is this near to the best
+_QUOTE_MARGIN = 0.01  # a further sentence is quoted if its score is this near to the best
+
+
+def place(document: Document) -> str:
+    """Where a passage stands: file, headings and page, as far as they are known."""
+    metadata = document.metadata
+    page = f"第 {metadata['page']} 页" if metadata.get("page") else ""
+    return " · ".join(str(part) for part in (metadata.get("source"), metadata.get("headings"), page) if part)
 
 
 @dataclass(frozen=True)
@@ -50,11 +59,7 @@ class Source:
     @property
     def title(self) -> str:
         """Where it stands: file, headings and page, as far as they are known."""
-        metadata = self.document.metadata
-        parts = [str(metadata.get("source", "")), str(metadata.get("headings", ""))]
-        if metadata.get("page"):
-            parts.append(f"第 {metadata['page']} 页")
-        return " · ".join(part for part in parts if part)
+        return place(self.document)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class AnswerStream:
 
     answer: Answer
     _pieces: Iterator[str] = field(repr=False)
+    _finished: bool = field(default=False, repr=False)
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -97,7 +103,8 @@ class AnswerStream:
         for piece in self._pieces:
             text += piece
             yield piece
-        self.answer = _finished(self.answer, text)
+        if not self._finished:  # a second iteration finds no more pieces
+            self.answer, self._finished = _finished(self.answer, text), True
 
 
 class QuestionAnswerer:
@@ -109,13 +116,23 @@ class QuestionAnswerer:
             sentences that are nearest to the question.
         k: Most sources of an answer, 1 to 8.
         threshold: Relevance below which the answer is "not found", in [0, 1]; 0 answers always.
+        cache_folder: A folder that keeps the vectors of the background texts (see ``Answerability``), which a model
+            that is not bundled embeds before its first answer.
 
     Raises:
         TypeError: If the store's embeddings or the llm are of another kind.
         ValueError: If ``k`` or ``threshold`` is out of range.
     """
 
-    def __init__(self, store: FAISS, llm: LanguageModel | None = None, *, k: int = 4, threshold: float = 0.5) -> None:
+    def __init__(
+        self,
+        store: FAISS,
+        llm: LanguageModel | None = None,
+        *,
+        k: int = 4,
+        threshold: float = 0.5,
+        cache_folder: Path | None = None,
+    ) -> None:
         if not 1 <= k <= CANDIDATES:
             msg = f"k={k} is out of range: an answer can have 1 to {CANDIDATES} sources"
             raise ValueError(msg)
@@ -132,7 +149,7 @@ class QuestionAnswerer:
         self.k = k
         self.threshold = threshold
         self._embeddings: LuotuoEmbeddings = store.embeddings
-        self._answerability = Answerability(self._embeddings)
+        self._answerability = Answerability(self._embeddings, cache_folder)
 
     def ask(self, question: str, *, filter: Filter | None = None) -> Answer:  # noqa: A002 - LangChain's name
         """Answer a question.
@@ -198,32 +215,39 @@ class QuestionAnswerer:
         hits = self.store.similarity_search_with_score_by_vector(query.tolist(), k=CANDIDATES, filter=where)
         if not hits:
             return None
-        passages = self._compare_sentences(query, [document for document, _ in hits])
-        cosines = np.array([score for _, score in hits])
-        best = np.array([passage.cosines.max() for passage in passages])
-        evidence = self._answerability.evidence(query, float(cosines.max()), float(best.max()))
-        return _Retrieved(passages, (cosines + best) / 2, evidence)
+        passages = self._compare_sentences(query, hits)
+        sentence = max(float(passage.cosines.max()) for passage in passages)
+        evidence = self._answerability.evidence(query, max(passage.cosine for passage in passages), sentence)
+        return _Retrieved(passages, np.array([passage.scores.max() for passage in passages]), evidence)
 
-    def _compare_sentences(self, query: npt.NDArray[np.float32], documents: Sequence[Document]) -> list["_Passage"]:
+    def _compare_sentences(
+        self, query: npt.NDArray[np.float32], hits: Sequence[tuple[Document, float]]
+    ) -> list["_Passage"]:
         """The sentences of each passage with their cosines to the question, embedded in one call."""
-        split = [_sentences(document.page_content) for document in documents]
+        split = [_sentences(document.page_content) for document, _ in hits]
         flat = [sentence for sentences in split for sentence in sentences]
         vectors = unit_rows(self._embeddings.encode(flat, "passage", show_progress=False))
         cosines = vectors @ query  # (sentences,)
         passages, start = [], 0
-        for document, sentences in zip(documents, split, strict=True):
-            passages.append(_Passage(document, sentences, cosines[start : start + len(sentences)]))
+        for (document, score), sentences in zip(hits, split, strict=True):
+            passages.append(_Passage(document, score, sentences, cosines[start : start + len(sentences)]))
             start += len(sentences)
         return passages
 
 
 @dataclass(frozen=True)
 class _Passage:
-    """A passage found, its sentences, and their cosines with the question."""
+    """A passage found, its sentences, and the cosines of both with the question."""
 
     document: Document
+    cosine: float
     texts: Sequence[str]
     cosines: npt.NDArray[np.float32]
+
+    @property
+    def scores(self) -> npt.NDArray[np.float64]:
+        """What each sentence is worth: the mean of its own cosine and its passage's, which knows the context."""
+        return (self.cosines.astype(np.float64) + self.cosine) / 2
 
     @property
     def best(self) -> str:
@@ -251,16 +275,18 @@ def _sentences(text: str) -> list[str]:
 
 def _quotations(passages: Sequence[_Passage]) -> str:
     """Quote the sentences nearest to the question, each with the number of its source."""
-    top = max(float(passage.cosines.max()) for passage in passages)
-    near = [
-        (float(cosine), number, position)
+    scored = sorted(
+        (-score, number, text)
         for number, passage in enumerate(passages, start=1)
-        for position, cosine in enumerate(passage.cosines)
-        if cosine >= top - _QUOTE_MARGIN
-    ]
-    chosen = sorted(near, reverse=True)[:_QUOTES]
-    quoted = dict.fromkeys(f"{passages[number - 1].texts[position]}[{number}]" for _, number, position in chosen)
-    return "\n".join(quoted)
+        for score, text in zip(passage.scores.tolist(), passage.texts, strict=True)
+    )
+    cited: dict[str, list[int]] = {}  # overlapping passages share sentences: each is quoted once
+    for score, number, text in scored:
+        if score > scored[0][0] + _QUOTE_MARGIN:
+            break
+        if text in cited or len(cited) < _QUOTES:
+            cited.setdefault(text, []).append(number)
+    return "\n".join(f"{text}{_citation(numbers)}" for text, numbers in cited.items())
 
 
 def _prompt(answer: Answer) -> str:
@@ -276,18 +302,22 @@ def _described(source: Source) -> str:
 
 def _finished(answer: Answer, text: str) -> Answer:
     """Put a language model's words in, and keep the sources it cites (all of them where it cites none)."""
-    text = text.strip()
+    text = text.rpartition(_END_OF_THOUGHTS)[2].strip()
     if not answer.found or text == answer.text:
         return answer
-    if not text or _LLM_NOT_FOUND in text:
-        return replace(answer, text=NOT_FOUND, sources=(), found=False)
     cited = {int(number) for group in _CITATION.findall(text) for number in re.findall(r"\d+", group)}
     known = [source for source in answer.sources if source.number in cited]
-    text = _CITATION.sub(lambda match: _known_citation(match, len(answer.sources)), text)
+    bare = _CITATION.sub("", text).strip(" 。.！!")
+    if bare in ("", _LLM_NOT_FOUND) or (_LLM_NOT_FOUND in bare and not known):
+        return replace(answer, text=NOT_FOUND, sources=(), found=False)
+    text = _CITATION.sub(lambda match: _known_citation(match, known), text)
     return replace(answer, text=text, sources=known or answer.sources)
 
 
-def _known_citation(match: "re.Match[str]", count: int) -> str:
+def _known_citation(match: "re.Match[str]", known: Sequence[Source]) -> str:
     """A citation without the numbers of sources that do not exist."""
-    numbers = [number for number in re.findall(r"\d+", match[1]) if 1 <= int(number) <= count]
-    return "".join(f"[{number}]" for number in numbers)
+    return _citation(sorted({int(number) for number in re.findall(r"\d+", match[1])} & {s.number for s in known}))
+
+
+def _citation(numbers: Iterable[int]) -> str:
+    return "".join(f"[{number}]" for number in dict.fromkeys(numbers))

@@ -9,7 +9,7 @@ from langchain_core.documents import Document
 from langchain_text_splitters import TextSplitter
 from typing_extensions import Self
 
-from luotuo_integrations.spans import (
+from luotuo_integrations.parsing.spans import (
     DEFAULT_CHUNK_SIZE,
     LengthFunction,
     Span,
@@ -38,7 +38,7 @@ class TokenCounter(Protocol):
 class ChineseTextSplitter(TextSplitter):
     """Split Chinese text into chunks of whole sentences, at headings and paragraphs first.
 
-    The rules are those of :func:`~luotuo_integrations.spans.split_spans`. Each chunk is a verbatim part of its
+    The rules are those of :func:`~luotuo_integrations.parsing.spans.split_spans`. Each chunk is a verbatim part of its
     document, and its metadata says which: ``start`` and ``end`` (offsets in the document's text), ``headings`` (titles
     above it, "第一章 总则 > 请假制度"; absent when there are none), and for documents with pages ``page`` (from 1) and,
     for a chunk that goes on to another page, ``page_end``. Headings are not written into the text of chunks that do not

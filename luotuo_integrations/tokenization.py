@@ -10,7 +10,8 @@ from luotuo_integrations.errors import ModelFormatError
 
 logger = logging.getLogger(__name__)
 
-_PROBE = "你"
+# Some tokenizers drop what they do not know, and a text without tokens would show nothing.
+_PROBE = "你 a 1"
 
 
 class TextTokenizer:
@@ -22,20 +23,26 @@ class TextTokenizer:
 
     Args:
         folder: A model folder.
+        lowercase: Lowercase texts first, whatever the tokenizer does of itself.
         trust_remote_code: Run Python code that lies in the folder.
 
     Raises:
         ModelFormatError: If the folder has no tokenizer that loads.
     """
 
-    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+    def __init__(self, folder: Path, *, lowercase: bool = False, trust_remote_code: bool = False) -> None:
         from transformers import AutoTokenizer
 
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, ImportError) as error:
-            msg = f"The tokenizer in {folder} cannot be loaded ({error}). Copy or download the folder again"
+        except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
+            msg = f"The tokenizer in {folder} cannot be loaded ({error!r}). Copy or download the folder again"
             raise ModelFormatError(msg) from error
+        files = {"tokenizer.json", *self.tokenizer.vocab_files_names.values()}
+        if not any((folder / name).is_file() for name in files):  # transformers makes an empty one, and goes on
+            msg = f"{folder} holds no tokenizer ({' or '.join(sorted(files))}). Copy or download the folder again"
+            raise ModelFormatError(msg)
+        self._lowercase = lowercase
         self._backend: Any = copy.deepcopy(getattr(self.tokenizer, "backend_tokenizer", None))
         if self._backend is not None:
             self._backend.no_truncation()
@@ -71,18 +78,24 @@ class TextTokenizer:
         return self.prefix + ids[: max_tokens - self.special_count] + self.suffix or [self.pad_id]
 
     def _encode(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-        if self._backend is None:  # a tokenizer without a Rust core
-            encoded = self.tokenizer(list(texts), add_special_tokens=special, padding=False, truncation=False)
+        if self._lowercase:
+            texts = [text.lower() for text in texts]
+        if self._backend is None:  # a tokenizer without a Rust core, which takes a lone surrogate for a character
+            texts = [_replace_lone_surrogates(text) for text in texts]
+            encoded = self.tokenizer(texts, add_special_tokens=special, padding=False, truncation=False)
             return [list(ids) for ids in encoded["input_ids"]]
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=special)]
 
     def _find_special_tokens(self) -> tuple[list[int], list[int]]:
         bare = self._encode([_PROBE], special=False)[0]
         full = self._encode([_PROBE], special=True)[0]
+        if not bare:
+            msg = f"The tokenizer in {self.tokenizer.name_or_path} gives no token for {_PROBE!r}: it is damaged"
+            raise ModelFormatError(msg)
         for start in range(len(full) - len(bare) + 1):
             if full[start : start + len(bare)] == bare:
                 return full[:start], full[start + len(bare) :]
-        msg = "The tokenizer changes a text's own tokens when it adds special tokens, which is not supported"
+        msg = f"The tokenizer in {self.tokenizer.name_or_path} changes a text's tokens when it adds special tokens"
         raise ModelFormatError(msg)
 
 

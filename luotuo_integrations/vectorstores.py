@@ -17,18 +17,18 @@ from luotuo_integrations.array_embeddings import (
     gives_arrays,
     model_name_of,
 )
-from luotuo_integrations.document_batch import DocumentBatch, check_documents
-from luotuo_integrations.faiss_core import FaissCore
 from luotuo_integrations.langchain_search import SearchableStore, Where, as_document, refuse_unknown
-from luotuo_integrations.store_merge import OnConflict, merge_stores
-from luotuo_integrations.vector_math import Matrix, Metric, as_matrix
+from luotuo_integrations.store.batch import DocumentBatch, check_documents
+from luotuo_integrations.store.core import FaissCore
+from luotuo_integrations.store.merge import OnConflict, merge_stores
+from luotuo_integrations.store.vector_math import Matrix, Metric, as_matrix
 
 
 class FAISS(SearchableStore):
     """A vector store on faiss for LangChain.
 
     Texts, metadata and ids lie in SQLite beside the vectors; no pickle is read or written. Scores, filters and files
-    are described in ``store_reader``, ``store_filters`` and ``store_files``.
+    are described in ``store.reader``, ``store.filters`` and ``store.files``.
 
     Example:
         >>> store = FAISS.from_texts(["年假十五天", "差旅住宿标准"], LuotuoEmbeddings(), [{"页": 3}, {"页": 8}])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from luotuo_integrations.faiss_core import FaissCore
+from luotuo_integrations.store.core import FaissCore
 
 TEXTS = ["年假十五天", "病假要证明", "出差住宿五百元", "加班可调休", "试用期三个月", "报销要发票"]
 DEPARTMENTS = ["人事", "人事", "财务", "人事", "人事", "财务"]

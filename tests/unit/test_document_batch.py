@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from luotuo_integrations.document_batch import check_documents, check_ids
+from luotuo_integrations.store.batch import check_documents, check_ids
 
 
 def test_new_ids_are_made_and_given_ones_kept() -> None:

@@ -10,9 +10,9 @@ from docx.enum.style import WD_STYLE_TYPE
 from docx.oxml import OxmlElement, parse_xml
 from docx.oxml.ns import nsdecls, qn
 
-from luotuo_integrations.document_formats import read_docx, read_html
 from luotuo_integrations.documents import load_file
 from luotuo_integrations.errors import DocumentError
+from luotuo_integrations.parsing.formats import read_docx, read_html
 from luotuo_integrations.splitter import ChineseTextSplitter
 
 PAGE = """<!DOCTYPE html><html><head><title>手册 - 骆驼网</title><style>p{}</style></head><body>

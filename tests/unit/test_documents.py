@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from luotuo_integrations.decoding import decode
 from luotuo_integrations.documents import LoadedDocuments, iter_files, load_documents, load_file
 from luotuo_integrations.errors import DocumentError
+from luotuo_integrations.parsing.decoding import decode
 
 TEXT = "试用期为三个月。\n试用期内不得请年假，病假除外。\n"
 

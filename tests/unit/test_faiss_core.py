@@ -10,9 +10,9 @@ import pytest
 from small_store import TEXTS, filled, ids_of, is_in_step, some_vectors
 
 from luotuo_integrations.errors import StoreCorruptError, StoreMismatchError
-from luotuo_integrations.faiss_core import FaissCore
-from luotuo_integrations.store_merge import merge_stores
-from luotuo_integrations.vector_index import VectorIndex
+from luotuo_integrations.store.core import FaissCore
+from luotuo_integrations.store.index import VectorIndex
+from luotuo_integrations.store.merge import merge_stores
 
 # -- adding and replacing ---------------------------------------------------------------------------------------------
 

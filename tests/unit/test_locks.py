@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from luotuo_integrations.locks import ReadWriteLock
+from luotuo_integrations.store.locks import ReadWriteLock
 
 
 def started(target: Callable[[], None]) -> threading.Thread:

@@ -12,7 +12,7 @@ import pytest
 
 from luotuo_integrations.documents import Problem, load_documents, load_file
 from luotuo_integrations.errors import DocumentError
-from luotuo_integrations.pdf_text import read_pdf
+from luotuo_integrations.parsing.pdf import read_pdf
 from luotuo_integrations.splitter import ChineseTextSplitter
 
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from luotuo_integrations.outline import CLOSING_WIDE, blocks
-from luotuo_integrations.spans import Span, split_spans
+from luotuo_integrations.parsing.outline import CLOSING_WIDE, blocks
+from luotuo_integrations.parsing.spans import Span, split_spans
 
 HANDBOOK = """# 员工手册
 

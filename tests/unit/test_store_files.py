@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from luotuo_integrations import store_files
-from luotuo_integrations.document_table import DocumentTable
 from luotuo_integrations.errors import StoreCorruptError, StoreMismatchError
-from luotuo_integrations.faiss_core import FaissCore
-from luotuo_integrations.store_files import Manifest, StoreFolder
-from luotuo_integrations.vector_index import VectorIndex
+from luotuo_integrations.store import files as store_files
+from luotuo_integrations.store.core import FaissCore
+from luotuo_integrations.store.files import Manifest, StoreFolder
+from luotuo_integrations.store.index import VectorIndex
+from luotuo_integrations.store.table import DocumentTable
 
 
 def writer(content: str) -> Callable[[Path], None]:

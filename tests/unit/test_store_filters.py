@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from luotuo_integrations.document_table import DocumentTable
-from luotuo_integrations.store_filters import OPERATORS, compile_filter
+from luotuo_integrations.store.filters import OPERATORS, compile_filter
+from luotuo_integrations.store.table import DocumentTable
 
 MISSING = object()
 

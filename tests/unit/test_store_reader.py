@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small_store import IDS, TEXTS, filled, ids_of, some_vectors
 
-from luotuo_integrations.faiss_core import FaissCore
-from luotuo_integrations.vector_math import METRICS, relevance
+from luotuo_integrations.store.core import FaissCore
+from luotuo_integrations.store.vector_math import METRICS, relevance
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import pytest
 
 from luotuo_integrations.errors import StoreCorruptError
-from luotuo_integrations.index_kinds import IndexKind
-from luotuo_integrations.vector_index import VectorIndex
-from luotuo_integrations.vector_math import METRICS, Metric
+from luotuo_integrations.store.index import VectorIndex
+from luotuo_integrations.store.index_kinds import IndexKind
+from luotuo_integrations.store.vector_math import METRICS, Metric
 
 faiss = pytest.importorskip("faiss")
 

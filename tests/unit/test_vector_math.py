@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from luotuo_integrations.vector_math import METRICS, as_matrix, maximal_marginal_relevance, relevance, unit_rows
+from luotuo_integrations.store.vector_math import METRICS, as_matrix, maximal_marginal_relevance, relevance, unit_rows
 
 
 def test_float32_input_is_not_copied_and_other_numbers_become_float32() -> None:

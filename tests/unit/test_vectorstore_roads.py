@@ -13,7 +13,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from luotuo_integrations.array_embeddings import gives_arrays
 from luotuo_integrations.embeddings import LuotuoEmbeddings
 from luotuo_integrations.errors import StoreCorruptError, StoreMismatchError
-from luotuo_integrations.vector_math import METRICS
+from luotuo_integrations.store.vector_math import METRICS
 from luotuo_integrations.vectorstores import FAISS
 
 TEXTS = ["年假每年十五天", "病假需要医院证明", "出差住宿每晚五百元", "加班可以调休", "试用期三个月"]

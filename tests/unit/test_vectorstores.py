@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.indexing import InMemoryRecordManager, index
 
-from luotuo_integrations.vector_math import METRICS
+from luotuo_integrations.store.vector_math import METRICS
 from luotuo_integrations.vectorstores import FAISS
 
 TEXTS = ["年假每年十五天", "病假需要医院证明", "出差住宿每晚五百元", "加班可以调休", "试用期三个月"]

@@ -3,7 +3,7 @@
 from typing import Literal, get_args
 
 from luotuo_integrations.errors import StoreMismatchError
-from luotuo_integrations.faiss_core import FaissCore
+from luotuo_integrations.store.core import FaissCore
 
 OnConflict = Literal["error", "replace", "skip", "new_id"]
 

@@ -9,9 +9,9 @@ from io import BytesIO
 from typing import Any, NamedTuple
 
 from luotuo_integrations._optional import require
-from luotuo_integrations.document_formats import PlainDocument, no_heading
 from luotuo_integrations.errors import DocumentError
-from luotuo_integrations.outline import MARKER
+from luotuo_integrations.parsing.formats import PlainDocument, no_heading
+from luotuo_integrations.parsing.outline import MARKER
 
 logger = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from luotuo_integrations.document_batch import check_ids
-from luotuo_integrations.document_table import DocumentTable, Rows, StoredDocument
 from luotuo_integrations.errors import StoreMismatchError
-from luotuo_integrations.locks import ReadWriteLock
-from luotuo_integrations.store_filters import Condition, Filter, Predicate, compile_filter
-from luotuo_integrations.vector_index import VectorIndex
-from luotuo_integrations.vector_math import Matrix, Metric, as_matrix, check_metric, maximal_marginal_relevance
+from luotuo_integrations.store.batch import check_ids
+from luotuo_integrations.store.filters import Condition, Filter, Predicate, compile_filter
+from luotuo_integrations.store.index import VectorIndex
+from luotuo_integrations.store.locks import ReadWriteLock
+from luotuo_integrations.store.table import DocumentTable, Rows, StoredDocument
+from luotuo_integrations.store.vector_math import Matrix, Metric, as_matrix, check_metric, maximal_marginal_relevance
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class StoreReader:
         Args:
             queries: float32 (Q, D).
             k: How many for each query, 1 or more; fewer are given if the store, or the filter, has fewer.
-            where: Only documents whose metadata passes: a filter dict (see ``store_filters``) or a function of the
+            where: Only documents whose metadata passes: a filter dict (see ``store.filters``) or a function of the
                 metadata. It is applied before the search, so that the k nearest of those that pass are found.
             ids: Only these documents.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from luotuo_integrations.outline import CLOSING, FINDERS, Boundary, Finder, blocks, sentence_cuts
+from luotuo_integrations.parsing.outline import CLOSING, FINDERS, Boundary, Finder, blocks, sentence_cuts
 
 DEFAULT_CHUNK_SIZE = 400
 _OVERLAP_SHARE = 0.15  # of chunk_size: 60 of 400

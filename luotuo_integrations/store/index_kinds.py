@@ -4,7 +4,7 @@ import re
 from typing import Any, Literal, NamedTuple
 
 from luotuo_integrations._optional import require
-from luotuo_integrations.vector_math import Metric
+from luotuo_integrations.store.vector_math import Metric
 
 Family = Literal["flat", "hnsw", "ivf"]
 

@@ -7,11 +7,11 @@ from typing import Any, cast
 import numpy as np
 
 from luotuo_integrations._optional import require
-from luotuo_integrations.document_table import Rows
 from luotuo_integrations.errors import StoreCorruptError
-from luotuo_integrations.gpu_copy import MOST_RESULTS, GpuCopy
-from luotuo_integrations.index_kinds import IndexKind, family_of, innermost, last_line, training_size
-from luotuo_integrations.vector_math import Matrix, unit_rows
+from luotuo_integrations.store.gpu_copy import MOST_RESULTS, GpuCopy
+from luotuo_integrations.store.index_kinds import IndexKind, family_of, innermost, last_line, training_size
+from luotuo_integrations.store.table import Rows
+from luotuo_integrations.store.vector_math import Matrix, unit_rows
 
 _CHUNK = 65_536
 # A filter that lets few rows of an HNSW graph through is searched exactly: a walk over the graph would miss some.

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from luotuo_integrations.errors import StoreCorruptError
-from luotuo_integrations.store_filters import Condition
+from luotuo_integrations.store.filters import Condition
 
 Rows = npt.NDArray[np.int64]
 

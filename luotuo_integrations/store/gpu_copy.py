@@ -6,8 +6,8 @@ from typing import Any, cast
 import numpy as np
 
 from luotuo_integrations._optional import require
-from luotuo_integrations.document_table import Rows
-from luotuo_integrations.vector_math import Matrix
+from luotuo_integrations.store.table import Rows
+from luotuo_integrations.store.vector_math import Matrix
 
 MOST_RESULTS = 2048  # faiss' limit for k on a GPU
 

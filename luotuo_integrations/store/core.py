@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from luotuo_integrations.document_batch import DocumentBatch, check_documents, check_ids
-from luotuo_integrations.document_table import DocumentTable, Rows
 from luotuo_integrations.errors import StoreCorruptError
-from luotuo_integrations.index_kinds import IndexKind
-from luotuo_integrations.store_files import Manifest, StoreFolder
-from luotuo_integrations.store_filters import Filter, Predicate
-from luotuo_integrations.store_reader import StoreReader
-from luotuo_integrations.vector_index import VectorIndex
-from luotuo_integrations.vector_math import Matrix, Metric, as_matrix
+from luotuo_integrations.store.batch import DocumentBatch, check_documents, check_ids
+from luotuo_integrations.store.files import Manifest, StoreFolder
+from luotuo_integrations.store.filters import Filter, Predicate
+from luotuo_integrations.store.index import VectorIndex
+from luotuo_integrations.store.index_kinds import IndexKind
+from luotuo_integrations.store.reader import StoreReader
+from luotuo_integrations.store.table import DocumentTable, Rows
+from luotuo_integrations.store.vector_math import Matrix, Metric, as_matrix
 
 _INDEX, _DOCUMENTS = "index.faiss", "documents.sqlite"
 

@@ -1,0 +1,1 @@
+"""Files to text, and text to spans of whole sentences. No framework is imported here."""

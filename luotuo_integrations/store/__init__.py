@@ -1,0 +1,1 @@
+"""The FAISS store itself: vectors, ids, documents, filters and files. No framework is imported here."""

@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 .PHONY: demo test lint format matrix bench clean
 
 demo: $(VENV)/.user
-	$(BIN)/luotuo ask examples/data "还没转正的同事想请年假，可以吗？" --store $(VENV)/demo-index
+	$(BIN)/luotuo ask examples/data "试用期可以请年假吗？" --store $(VENV)/demo-index
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2

@@ -66,20 +66,11 @@ def embed_passages(embedding: Embeddings, texts: list[str]) -> Matrix:
 
 def embed_queries(embedding: Embeddings, queries: list[str]) -> Matrix:
     """Embed queries: float32 (Q, D). ``[]`` gives (0, 0)."""
-    for index, query in enumerate(queries):
-        check_query(query, name=f"queries[{index}]" if len(queries) > 1 else "query")
     if not queries:
         return np.zeros((0, 0), dtype=np.float32)
     if gives_arrays(embedding):
         return as_matrix(embedding.encode(queries, "query"), name="the embedding's query vectors")
     return as_matrix([embedding.embed_query(query) for query in queries], name="the embedding's query vectors")
-
-
-def check_query(query: object, *, name: str = "query") -> None:
-    """Raise TypeError unless the query is a string."""
-    if not isinstance(query, str):
-        msg = f"{name} is {type(query).__name__}: {str(query)[:80]!r}; it must be one string"
-        raise TypeError(msg)
 
 
 def dimension_of(embedding: Embeddings) -> int:

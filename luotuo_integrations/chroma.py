@@ -11,7 +11,7 @@ from luotuo_integrations._optional import require
 from luotuo_integrations.chroma_collections import (
     Records,
     check_collection,
-    check_database,
+    check_folder,
     check_records,
     collection_slug,
     cosine_configuration,
@@ -21,6 +21,8 @@ from luotuo_integrations.chroma_collections import (
 )
 from luotuo_integrations.chroma_function import LuotuoEmbeddingFunction, checked_embeddings
 from luotuo_integrations.embeddings import LuotuoEmbeddings
+from luotuo_integrations.store.batch import check_ids
+from luotuo_integrations.store.vector_math import as_matrix
 
 try:
     import langchain_chroma
@@ -78,6 +80,7 @@ class Chroma(langchain_chroma.Chroma):
 
     Raises:
         TypeError: If the embeddings are not LuotuoEmbeddings.
+        ValueError: If ``collection_name`` is blank, or ``persist_directory`` is "".
         StoreMismatchError: If another model made the collection, or it does not measure by cosine.
         chromadb.errors.NotFoundError: If the collection is not there and must not be made.
     """
@@ -104,8 +107,7 @@ class Chroma(langchain_chroma.Chroma):
     ) -> None:
         embeddings = checked_embeddings(embedding_function)
         slug = collection_slug(collection_name)
-        if persist_directory is not None and not create_collection_if_not_exists:
-            check_database(persist_directory, collection_name)
+        check_folder(persist_directory, collection_name, create=bool(create_collection_if_not_exists))
         try:
             super().__init__(
                 collection_name=slug,
@@ -197,6 +199,38 @@ class Chroma(langchain_chroma.Chroma):
             write_records(self._client, self._collection, records, vectors)
         return records.given_ids
 
+    def similarity_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - LangChain's name
+        where_document: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """``similarity_search`` for a query's vector; ValueError if it has another length, or holds NaN."""
+        self._check_vector(embedding)
+        return super().similarity_search_by_vector(embedding, k, filter, where_document, **kwargs)
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - LangChain's name
+        where_document: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """``max_marginal_relevance_search`` for a query's vector; ValueError if it has another length, or holds NaN."""
+        self._check_vector(embedding)
+        return super().max_marginal_relevance_search_by_vector(
+            embedding, k, fetch_k, lambda_mult, filter, where_document, **kwargs
+        )
+
+    def _check_vector(self, embedding: list[float]) -> None:
+        # Chroma answers a vector of NaN with whatever it holds.
+        as_matrix([embedding], self._model.dimension, name="queries")
+
     def update_documents(self, ids: list[str], documents: list[Document]) -> None:
         """Replace documents; an id that is not there is added."""
         self.add_documents(documents, ids=ids)
@@ -215,7 +249,7 @@ class Chroma(langchain_chroma.Chroma):
         """Get documents by id, in any order; ids that are not there are left out."""
         if not ids:
             return []
-        found = self._collection.get(ids=list(ids), include=["documents", "metadatas"])
+        found = self._collection.get(ids=check_ids(ids), include=["documents", "metadatas"])
         rows = zip(found["ids"], found["documents"] or [], found["metadatas"] or [], strict=True)
         return [Document(id=id_, page_content=text or "", metadata=dict(fields or {})) for id_, text, fields in rows]
 

@@ -13,7 +13,7 @@ from luotuo_integrations._optional import require
 from luotuo_integrations.chroma_function import LuotuoEmbeddingFunction, describe_model
 from luotuo_integrations.embeddings import LuotuoEmbeddings
 from luotuo_integrations.errors import StoreMismatchError
-from luotuo_integrations.store.batch import check_documents
+from luotuo_integrations.store.batch import check_documents, check_unicode
 from luotuo_integrations.texts import Vectors
 
 try:
@@ -41,7 +41,7 @@ def collection_slug(name: str) -> str:
         The name itself, or ``luotuo-`` and 32 hexadecimal digits: the same for the same name, everywhere.
 
     Raises:
-        ValueError: If the name is blank.
+        ValueError: If the name is blank, or cannot be written as UTF-8.
     """
     if not isinstance(name, str) or not name.strip():
         msg = f"collection_name={name!r}; give a name, for instance '员工手册'"
@@ -49,7 +49,7 @@ def collection_slug(name: str) -> str:
     if re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]", name) and not re.fullmatch(r"[0-9.]+", name):
         return name
     # Some systems write é as two characters: what looks the same is the same.
-    composed = unicodedata.normalize("NFC", name)
+    composed = unicodedata.normalize("NFC", check_unicode(name, name="collection_name"))
     return f"luotuo-{hashlib.sha256(composed.encode()).hexdigest()[:32]}"
 
 
@@ -172,9 +172,28 @@ def _recorded_model(collection: Collection) -> dict[str, Any]:
     return {key: metadata.get(f"luotuo_{key}") for key in ("model", "dimension", "fingerprint")}
 
 
-def check_database(folder: str | Path, name: str) -> None:
-    """Raise NotFoundError if the folder holds no Chroma database: a client would make an empty one there."""
-    if not (Path(folder) / "chroma.sqlite3").is_file():
+def check_folder(folder: str | Path | None, name: str, *, create: bool) -> None:
+    """Check the folder of a database before a client is made, which would make an empty one anywhere.
+
+    Args:
+        folder: The folder; None is a database in memory or on a server.
+        name: Name of the collection, for messages.
+        create: Whether the database may be made.
+
+    Raises:
+        ValueError: If the folder is "": Chroma would put half of the database there and lose the other half.
+        NotADirectoryError: If it is a file.
+        chromadb.errors.NotFoundError: If it holds no database and none must be made.
+    """
+    if folder is None:
+        return
+    if not str(folder):
+        msg = "persist_directory=''; give a folder, '.' for the one that the program runs in, or None for memory"
+        raise ValueError(msg)
+    if Path(folder).is_file():
+        msg = f"persist_directory={str(folder)!r} is a file; give a folder"
+        raise NotADirectoryError(msg)
+    if not create and not (Path(folder) / "chroma.sqlite3").is_file():
         msg = f"There is no collection {name!r}: the folder {str(folder)!r} holds no Chroma database. Check the path"
         raise NotFoundError(msg)
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 
 from luotuo_integrations.cli_output import (
@@ -27,6 +26,7 @@ from luotuo_integrations.cli_output import (
     result_json,
     vectors_json,
 )
+from luotuo_integrations.progress import standard_error
 from luotuo_integrations.registry import CARDS, DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False, emoji=False)
+err = standard_error()
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -64,6 +64,13 @@ Encoding = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+class _ConsoleHandler(logging.Handler):
+    """Shows what the package logs, for instance files that cannot be read."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(f"[yellow]{record.levelname.capitalize()}:[/yellow] {escape(self.format(record))}", soft_wrap=True)
+
+
 def _clear_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Print an error's message, which says what to do, instead of a traceback; exit with 1."""
 
@@ -71,14 +78,16 @@ def _clear_errors(command: Callable[Parameters, Result]) -> Callable[Parameters,
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
             return command(*args, **kwargs)
-        except BrokenPipeError:
-            raise  # `luotuo search ... | head`: click ends quietly
+        except (typer.Exit, BrokenPipeError):
+            raise  # click knows what to do; `luotuo search ... | head` ends quietly
         except KeyboardInterrupt:
-            err.print("Interrupted. What was indexed so far is kept; the same command goes on from there.")
+            err.print(
+                "Interrupted. What was indexed so far is kept; the same command goes on from there.", soft_wrap=True
+            )
             raise typer.Exit(130) from None
         except _expected_errors() as error:
             logger.info("Where it happened:", exc_info=error)
-            err.print(f"[red]Error:[/red] {escape(str(error))}")
+            err.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
             raise typer.Exit(1) from error
 
     return run
@@ -97,11 +106,9 @@ def main(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show wha
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that lacks a character shows a question mark
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=err, show_time=False, show_path=False, markup=False)],
-    )
+    package = logging.getLogger("luotuo_integrations")
+    package.handlers = [_ConsoleHandler()]
+    package.setLevel(logging.INFO if verbose else logging.WARNING)
 
 
 @app.command()
@@ -123,9 +130,6 @@ def index(
         f"{len(report.added)} files added, {len(report.updated)} updated, {len(report.removed)} removed, "
         f"{report.unchanged} unchanged; {report.chunks} passages"
     )
-    for problem in report.problems:
-        page = f"{problem.source}, page {problem.page}: " if problem.page else ""
-        err.print(f"[yellow]Problem:[/yellow] {escape(page + problem.reason)}")
 
 
 @app.command()
@@ -212,7 +216,7 @@ def embed(
 
     if bool(texts) == (source is not None):
         msg = "Give texts, or --input FILE with a text a line (- for standard input)"
-        raise ValueError(msg)
+        raise typer.BadParameter(msg)
     if output is not None and not output.parent.is_dir():
         msg = f"The folder {str(output.parent)!r} for --output does not exist; make it first"
         raise FileNotFoundError(msg)
@@ -282,16 +286,17 @@ def _opened_and_synced(
     documents: Path, store: Path | None, model: str | None, device: str | None, encoding: str | None, **options: Any
 ) -> "KnowledgeBase":
     knowledge_base = _open(documents, store, model, device, encoding, **options)
+    logging.getLogger("luotuo_integrations.documents").setLevel(logging.ERROR)  # `luotuo index` warns; once is enough
     report = knowledge_base.sync(retry_unreadable=False, show_progress=err.is_terminal)
     if report.changed:
-        err.print(f"Indexed {escape(str(documents))}: {report.chunks} passages.")
+        err.print(f"Indexed {escape(str(documents))}: {report.chunks} passages.", soft_wrap=True)
     return knowledge_base
 
 
 def _chat_model(server: str | None, name: str | None, local: str | None) -> Any:
     if server and local:
         msg = "--llm and --local-llm were both given; give one"
-        raise ValueError(msg)
+        raise typer.BadParameter(msg)
     if local:
         from luotuo_integrations.local_chat import local_chat_model
 
@@ -300,7 +305,7 @@ def _chat_model(server: str | None, name: str | None, local: str | None) -> Any:
         return None
     if not name:
         msg = "--llm needs --llm-model NAME: which model of that server shall answer"
-        raise ValueError(msg)
+        raise typer.BadParameter(msg)
     from luotuo_integrations.chat_models import openai_compatible
 
     return openai_compatible(server, name)

@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass, field
 
+from luotuo_integrations._optional import require
 from luotuo_integrations.registry import DEFAULT_MODEL
 
 PACKAGES = (
@@ -48,8 +49,7 @@ def diagnose() -> Diagnosis:
             f"{len(diagnosis.faiss)} packages bring the module faiss and overwrite each other. "
             f"Type: pip uninstall -y {names} && pip install 'luotuo-integrations[faiss]'"
         )
-    if not diagnosis.faiss:
-        diagnosis.problems.append("faiss is missing: no FAISS store. Type: pip install 'luotuo-integrations[faiss]'")
+    diagnosis.problems += _faiss_problem()
     if versions["llama-index-embeddings-langchain"] is None:
         diagnosis.problems.append(
             "llama-index-embeddings-langchain is missing: LlamaIndex may refuse LuotuoEmbeddings. "
@@ -69,6 +69,14 @@ def _version(distribution: str) -> str | None:
 def _faiss_distributions() -> dict[str, str]:
     names = set(importlib.metadata.packages_distributions().get(_FAISS_MODULE, []))
     return {name: importlib.metadata.version(name) for name in sorted(names)}
+
+
+def _faiss_problem() -> list[str]:
+    try:
+        require(_FAISS_MODULE, extra="faiss")
+    except ImportError as error:
+        return [f"There is no FAISS store: {error}"]
+    return []
 
 
 def _devices() -> list[str]:

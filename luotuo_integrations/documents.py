@@ -64,7 +64,11 @@ def load_documents(
     Raises:
         DocumentError: If the path is a file that cannot be read, or a folder in which nothing can be read.
         ImportError: If the ``docs`` extra is needed and not installed.
+        ValueError: If the path is "", or a suffix is not one that can be read.
     """
+    if not os.fspath(path):
+        msg = "path is '': give a file or a folder, '.' for the one that the program runs in"
+        raise ValueError(msg)
     path = Path(path)
     documents: list[Document] = []
     problems: list[Problem] = []

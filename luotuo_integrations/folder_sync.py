@@ -115,7 +115,7 @@ class FolderSync:
                 self._unsaved = True
                 self._vectorstore.delete(filter={"source": {"$in": gone}})
                 self._report.removed += gone
-            with progress_bar("Indexing files", len(stale), enabled=show_progress) as advance:
+            with progress_bar("Indexing files", len(stale), enabled=show_progress and bool(stale)) as advance:
                 for batch in self._batches(stale):
                     self._replace(batch, advance)
                     self._note(batch)

@@ -11,12 +11,13 @@ from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore
 from typing_extensions import override
 
-from luotuo_integrations.array_embeddings import check_query, embed_queries, gives_arrays, model_name_of
+from luotuo_integrations.array_embeddings import embed_queries, gives_arrays, model_name_of
 from luotuo_integrations.store.core import FaissCore
 from luotuo_integrations.store.filters import Filter, Predicate
 from luotuo_integrations.store.reader import Hit
 from luotuo_integrations.store.table import StoredDocument
-from luotuo_integrations.store.vector_math import Matrix, Scores, as_matrix, relevance
+from luotuo_integrations.store.vector_math import Matrix, Scores, relevance
+from luotuo_integrations.texts import check_query, check_texts
 
 Where = Filter | Predicate
 
@@ -90,7 +91,7 @@ class SearchableStore(VectorStore):
             StoreMismatchError: If the embedding's vectors have another dimension than the store's.
         """
         refuse_unknown(kwargs, "similarity_search", "k, filter")
-        return self._found(self._query_vectors([query]), k, filter)[0]
+        return self._found(self._query_vectors([check_query(query)]), k, filter)[0]
 
     def similarity_search_batch(
         self,
@@ -99,6 +100,7 @@ class SearchableStore(VectorStore):
         filter: Where | None = None,  # noqa: A002
     ) -> list[list[tuple[Document, float]]]:
         """``similarity_search_with_score`` for many queries in one go."""
+        check_texts(queries)
         return self._found(self._query_vectors(list(queries)), k, filter)
 
     @override
@@ -121,7 +123,7 @@ class SearchableStore(VectorStore):
     ) -> list[tuple[Document, float]]:
         """Find the k documents nearest to a query's vector, with their scores."""
         refuse_unknown(kwargs, "similarity_search_by_vector", "k, filter")
-        return self._found(as_matrix([embedding], name="the query vector"), k, filter)[0]
+        return self._found([embedding], k, filter)[0]
 
     @override
     def max_marginal_relevance_search(
@@ -146,7 +148,7 @@ class SearchableStore(VectorStore):
         Returns:
             Documents in the order in which they were chosen.
         """
-        vector = self._query_vectors([query])[0]
+        vector = self._query_vectors([check_query(query)])[0]
         return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, filter, **kwargs)
 
     @override
@@ -205,7 +207,7 @@ class SearchableStore(VectorStore):
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
-    def _found(self, vectors: Matrix, k: int, where: Where | None) -> list[list[tuple[Document, float]]]:
+    def _found(self, vectors: Any, k: int, where: Where | None) -> list[list[tuple[Document, float]]]:
         return [[(as_document(hit), hit.score) for hit in hits] for hits in self._core.search(vectors, k, where=where)]
 
     def _query_vectors(self, queries: list[str]) -> Matrix:
@@ -215,8 +217,7 @@ class SearchableStore(VectorStore):
         return vectors
 
     async def _aquery_vector(self, query: str) -> Matrix:
-        check_query(query)
-        vector = np.asarray(await self._embedding.aembed_query(query), dtype=np.float32)
+        vector = np.asarray(await self._embedding.aembed_query(check_query(query)), dtype=np.float32)
         self._core.check_model("", model_name_of(self._embedding), len(vector))
         return vector
 

@@ -19,11 +19,12 @@ from llama_index.core.vector_stores.types import (
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
 
 from luotuo_integrations._optional import require
-from luotuo_integrations.chroma_collections import check_database, check_records, open_collection, write_records
+from luotuo_integrations.chroma_collections import check_folder, check_records, open_collection, write_records
 from luotuo_integrations.chroma_function import checked_embeddings
 from luotuo_integrations.embeddings import LuotuoEmbeddings
 from luotuo_integrations.errors import StoreMismatchError
 from luotuo_integrations.store.vector_math import as_matrix
+from luotuo_integrations.texts import Vectors
 
 try:
     import chromadb
@@ -68,7 +69,7 @@ def llama_chroma_store(
 
     Raises:
         TypeError: If the embeddings are not LuotuoEmbeddings.
-        ValueError: If both ``persist_directory`` and ``client`` are given.
+        ValueError: If both ``persist_directory`` and ``client`` are given, or the first is "".
         StoreMismatchError: If another model made the collection, or it does not measure by cosine.
         chromadb.errors.NotFoundError: If the collection is not there and must not be made.
     """
@@ -76,8 +77,7 @@ def llama_chroma_store(
     if client is not None and persist_directory is not None:
         msg = f"Both client and persist_directory={str(persist_directory)!r} were given; give one of them"
         raise ValueError(msg)
-    if persist_directory is not None and not create:
-        check_database(persist_directory, collection_name)
+    check_folder(persist_directory, collection_name, create=create)
     if client is None:
         client = (
             chromadb.EphemeralClient() if persist_directory is None else chromadb.PersistentClient(persist_directory)
@@ -127,11 +127,8 @@ class ChromaVectorStore(LlamaIndexChroma):
             [node.node_id for node in nodes],
         )
         vectors = [nodes[position].get_embedding() for position in records.kept]
-        for vector in vectors:
-            self._check_dimension(vector)
         if vectors:
-            matrix = as_matrix(vectors, name="the nodes' embeddings")
-            write_records(self._chroma_client, self._collection, records, matrix)
+            write_records(self._chroma_client, self._collection, records, self._checked_vectors(vectors))
         return records.given_ids
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
@@ -168,9 +165,10 @@ class ChromaVectorStore(LlamaIndexChroma):
 
         Raises:
             StoreMismatchError: If the embedding has another dimension than the collection's model.
+            ValueError: If it holds NaN or infinity.
         """
         if query.query_embedding is not None:
-            self._check_dimension(query.query_embedding)
+            self._checked_vectors([query.query_embedding])
         if query.doc_ids:
             within: list[Any] = [MetadataFilter(key="document_id", value=query.doc_ids, operator=FilterOperator.IN)]
             query = replace(query, filters=MetadataFilters(filters=within + ([query.filters] if query.filters else [])))
@@ -186,11 +184,13 @@ class ChromaVectorStore(LlamaIndexChroma):
         """Query in a thread; see ``query``."""
         return await asyncio.to_thread(self.query, query, **kwargs)
 
-    def _check_dimension(self, vector: list[float]) -> None:
-        if len(vector) != self._model.dimension:
-            msg = (
-                f"An embedding of {len(vector)} numbers was given; the collection holds vectors of the model"
-                f" {self._model.model!r}, {self._model.dimension} numbers each. Give the index the same object as"
-                " embed_model that the store was opened with"
-            )
-            raise StoreMismatchError(msg)
+    def _checked_vectors(self, vectors: list[list[float]]) -> Vectors:
+        for vector in vectors:
+            if len(vector) != self._model.dimension:
+                msg = (
+                    f"An embedding of {len(vector)} numbers was given; the collection holds vectors of the model"
+                    f" {self._model.model!r}, {self._model.dimension} numbers each. Give the index the same object as"
+                    " embed_model that the store was opened with"
+                )
+                raise StoreMismatchError(msg)
+        return as_matrix(vectors, name="embeddings")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode, TextNode
 from llama_index.core.vector_stores.types import (
@@ -19,6 +20,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 
 from luotuo_integrations.array_embeddings import fingerprint_of, gives_arrays, model_name_of
 from luotuo_integrations.llama_filters import translate_filters
+from luotuo_integrations.store.batch import check_id
 from luotuo_integrations.store.core import FaissCore
 from luotuo_integrations.store.filters import Filter
 from luotuo_integrations.store.reader import Hit
@@ -52,6 +54,7 @@ class FaissVectorStore(BasePydanticVectorStore):
 
     Raises:
         ImportError: If faiss is not installed.
+        TypeError: If ``embed_model`` is no embedding model, for instance a faiss index.
         ValueError: If an argument is not one of those allowed.
     """
 
@@ -69,6 +72,12 @@ class FaissVectorStore(BasePydanticVectorStore):
         search_effort: int | None = None,
         device: str = "cpu",
     ) -> None:
+        if not (embed_model is None or gives_arrays(embed_model) or isinstance(embed_model, BaseEmbedding)):
+            msg = (
+                f"The embed_model is {type(embed_model).__name__}; give LuotuoEmbeddings() or another embedding model"
+                " of LlamaIndex. The store makes its faiss index itself: type index_factory='HNSW32' for another kind"
+            )
+            raise TypeError(msg)
         super().__init__(stores_text=True, is_embedding_query=True)
         self._core = FaissCore(
             embed_model.dimension if gives_arrays(embed_model) else None,
@@ -127,9 +136,13 @@ class FaissVectorStore(BasePydanticVectorStore):
         return self._core.add(vectors, contents, metadatas, [node.node_id for node in nodes])
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Delete the nodes of a document; if there are none, that is no error."""
+        """Delete the nodes of a document; if there are none, that is no error.
+
+        Raises:
+            TypeError: If the id is not a string; None would stand for all nodes without a document.
+        """
         _refuse_unknown(delete_kwargs, "delete", "ref_doc_id")
-        self._core.delete_where({"ref_doc_id": ref_doc_id})
+        self._core.delete_where({"ref_doc_id": check_id(ref_doc_id, name="ref_doc_id")})
 
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any

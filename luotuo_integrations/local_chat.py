@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from luotuo_integrations.causal_model import CausalModel
 from luotuo_integrations.errors import ModelFormatError, ModelNotFoundError
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 _REPLACEMENT = "\ufffd"
 
 
@@ -60,7 +60,7 @@ def local_chat_model(
             "llama.cpp or Ollama: use openai_compatible(base_url, model)"
         )
         raise ModelFormatError(msg)
-    if not path.is_dir() and not _HUB_NAME.fullmatch(name):
+    if not name or (not path.is_dir() and not _HUB_NAME.fullmatch(name)):
         msg = f"there is no folder {name!r}; pass a folder that transformers saved, or a hub name 'owner/model'"
         raise ModelNotFoundError(msg)
     return ChatTransformers(

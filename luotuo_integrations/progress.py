@@ -2,6 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@lru_cache(maxsize=1)
+def standard_error() -> "Console":
+    """The one console for progress bars and for what is printed while they are shown, so that lines do not mix."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 @contextmanager
@@ -19,7 +32,6 @@ def progress_bar(description: str, total: int | None, *, enabled: bool) -> Itera
     if not enabled:
         yield lambda _: None
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         Progress,
@@ -36,6 +48,6 @@ def progress_bar(description: str, total: int | None, *, enabled: bool) -> Itera
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=standard_error()) as progress:
         task = progress.add_task(description, total=total)
         yield lambda count: progress.advance(task, count)

@@ -282,10 +282,10 @@ def _quotations(passages: Sequence[_Passage]) -> str:
     )
     cited: dict[str, list[int]] = {}  # overlapping passages share sentences: each is quoted once
     for score, number, text in scored:
-        if score > scored[0][0] + _QUOTE_MARGIN:
-            break
-        if text in cited or len(cited) < _QUOTES:
-            cited.setdefault(text, []).append(number)
+        if text in cited:
+            cited[text].append(number)
+        elif len(cited) < _QUOTES and score <= scored[0][0] + _QUOTE_MARGIN:
+            cited[text] = [number]
     return "\n".join(f"{text}{_citation(numbers)}" for text, numbers in cited.items())
 
 

@@ -63,7 +63,10 @@ def character_bigrams(text: str) -> list[str]:
     return tokens
 
 
-def _fold(text: str) -> str:
+def _fold(text: object) -> str:
+    if not isinstance(text, str):
+        msg = f"text is {type(text).__name__}: {text!r:.80}; it must be one string"
+        raise TypeError(msg)
     return text.translate(_HALF_WIDTH).lower()
 
 

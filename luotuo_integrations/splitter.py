@@ -17,6 +17,7 @@ from luotuo_integrations.parsing.spans import (
     count_characters,
     split_spans,
 )
+from luotuo_integrations.texts import check_texts
 
 PAGE_STARTS = "page_starts"
 """Metadata key of a whole document: offsets in its text at which its pages begin. No chunk has it."""
@@ -128,15 +129,17 @@ class ChineseTextSplitter(TextSplitter):
         """Split texts into Documents.
 
         Args:
-            texts: Texts.
+            texts: A list of texts.
             metadatas: Metadata of each text; every chunk gets a copy of it, and its own keys (see the class).
 
         Returns:
             The chunks of all texts, in order.
 
         Raises:
+            TypeError: If one string is given instead of a list, or a text is not a string.
             ValueError: If there are not as many metadatas as texts.
         """
+        check_texts(texts)
         if metadatas is None:
             metadatas = [{} for _ in texts]
         if len(metadatas) != len(texts):

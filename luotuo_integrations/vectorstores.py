@@ -98,6 +98,17 @@ class FAISS(SearchableStore):
 
     @classmethod
     @override
+    def from_documents(cls, documents: list[Document], embedding: Embeddings, **kwargs: Any) -> Self:
+        """Make a store of Documents, under their ids where they have some; other arguments as of ``from_texts``."""
+        return super().from_documents(_checked_documents(documents), embedding, **kwargs)
+
+    @override
+    def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
+        """Add Documents, or replace those whose ids are there; other arguments as of ``add_texts``."""
+        return super().add_documents(_checked_documents(documents), **kwargs)
+
+    @classmethod
+    @override
     def from_texts(
         cls,
         texts: list[str],
@@ -111,10 +122,7 @@ class FAISS(SearchableStore):
         device: str = "cpu",
         **kwargs: Any,
     ) -> Self:
-        """Make a store of texts; ``[]`` makes an empty one. See the class and ``add_texts`` for the arguments.
-
-        ``from_documents(documents, embedding, ...)`` takes the same keyword arguments.
-        """
+        """Make a store of texts; ``[]`` makes an empty one. See the class and ``add_texts`` for the arguments."""
         refuse_unknown(kwargs, "from_texts", "ids, metric, index_factory, search_effort, device")
         store = cls(embedding, metric=metric, index_factory=index_factory, search_effort=search_effort, device=device)
         store.add_texts(texts, metadatas, ids=ids)
@@ -157,8 +165,6 @@ class FAISS(SearchableStore):
     ) -> list[str]:
         """Embed texts and add them; a text whose id is there replaces that document.
 
-        ``add_documents(documents)`` does the same with Document objects and their ids.
-
         Args:
             texts: Texts.
             metadatas: One dict of JSON values a text.
@@ -188,9 +194,9 @@ class FAISS(SearchableStore):
         ids: list[str] | None = None,
     ) -> list[str]:
         """Add pairs (text, vector); see ``add_texts``."""
-        pairs = list(text_embeddings)
+        pairs = _checked_pairs(text_embeddings)
         batch = check_documents([text for text, _ in pairs], metadatas, ids)
-        self._add(batch, as_matrix([pairs[position][1] for position in batch.kept], name="the vectors"))
+        self._add(batch, as_matrix([pairs[position][1] for position in batch.kept]))
         return batch.ids
 
     def _add(self, batch: DocumentBatch, vectors: Matrix) -> None:
@@ -239,8 +245,9 @@ class FAISS(SearchableStore):
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def save_local(self, folder_path: str | os.PathLike[str]) -> None:
+    def save_local(self, folder_path: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save to a folder; a store that is there stays whole until the new one is complete. See ``FaissCore.save``."""
+        refuse_unknown(kwargs, "save_local", "folder_path")
         self._core.save(folder_path)
 
     @classmethod
@@ -253,6 +260,7 @@ class FAISS(SearchableStore):
         verify: bool = False,
         memory_map: bool = True,
         allow_dangerous_deserialization: bool = False,
+        **kwargs: Any,
     ) -> Self:
         """Open a store that ``save_local`` wrote.
 
@@ -263,6 +271,7 @@ class FAISS(SearchableStore):
             verify: Compare all checksums; sizes are always checked.
             memory_map: Page a Flat index in as it is needed.
             allow_dangerous_deserialization: Has no effect, is accepted from old code: nothing dangerous is read here.
+            **kwargs: None; any other name raises TypeError.
 
         Raises:
             FileNotFoundError: If the folder holds no store.
@@ -270,7 +279,29 @@ class FAISS(SearchableStore):
             StoreMismatchError: If the store was built by another model.
         """
         del allow_dangerous_deserialization
+        refuse_unknown(kwargs, "load_local", "folder_path, embeddings, device, verify, memory_map")
         check_embedding(embeddings)
         return cls.from_core(
             FaissCore.load(folder_path, device=device, verify=verify, memory_map=memory_map), embeddings
         )
+
+
+def _checked_documents(documents: object) -> list[Document]:
+    listed: list[Any] = list(documents) if isinstance(documents, Iterable) else [documents]
+    for index, document in enumerate(listed):
+        if not isinstance(document, Document):
+            msg = (
+                f"documents[{index}] is {type(document).__name__}: {document!r:.80}; give a list of Documents."
+                " Of texts: from_texts(). load_documents() gives two: documents, problems = load_documents(folder)"
+            )
+            raise TypeError(msg)
+    return listed
+
+
+def _checked_pairs(pairs: Iterable[Any]) -> list[tuple[str, Any]]:
+    listed = list(pairs)
+    for index, pair in enumerate(listed):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            msg = f"text_embeddings[{index}] is {pair!r:.80}; give pairs (text, vector)"
+            raise TypeError(msg)
+    return listed

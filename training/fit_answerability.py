@@ -119,7 +119,8 @@ def fit_weights(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray,
 
 def fit_relevance(knowledge_base: KnowledgeBase, rows: list[dict[str, str]]) -> tuple[float, float]:
     """(slope, midpoint) of the logistic between gold passages and all others, both classes with equal weight."""
-    gold, other = [], []
+    gold: list[float] = []
+    other: list[float] = []
     for row in rows:
         wanted = "".join(row["positive"].split())
         for result in knowledge_base.search(row["query"], k=len(knowledge_base)):

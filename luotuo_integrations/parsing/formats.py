@@ -129,11 +129,19 @@ def _is_page_part(tag: "Tag") -> bool:
 
 def _close_open_tags(soup: "Tag") -> None:
     """Put side by side what the parser nests, because <li>, <td>, <th> and <tr> may be left open in HTML."""
+    nested: list[tuple[Tag, Tag]] = []  # an element, and the outermost one that it stands behind
+    outermost: dict[int, Tag] = {}
     for tag in soup.find_all(list(_OPEN_TAGS)):
         parents, same = _OPEN_TAGS[tag.name]
-        nearest = tag.find_parent(parents)
+        nearest = next((parent for parent in tag.parents if parent.name in parents), None)
         if nearest is not None and nearest.name in same:
-            nearest.insert_after(tag)
+            outermost[id(tag)] = outermost.get(id(nearest), nearest)
+            nested.append((tag, outermost[id(tag)]))
+    # The deepest first, and all before one is put back: moving an element takes time by how deep things nest in it.
+    for tag, _ in reversed(nested):
+        tag.extract()
+    for tag, first in reversed(nested):
+        first.insert_after(tag)
 
 
 def _blocks(node: "Tag") -> Iterator[str]:
@@ -204,7 +212,9 @@ def _is_layout(table: "Tag") -> bool:
 
 def _has_block(node: Any) -> bool:
     """Whether an inline element wraps blocks, as <a><div>...</div></a> does."""
-    return getattr(node, "name", None) is not None and node.find(list(_BLOCKS)) is not None
+    if getattr(node, "name", None) is None:
+        return False
+    return any(inner.name in _BLOCKS for inner in node.descendants)
 
 
 def _inline(node: Any) -> str:

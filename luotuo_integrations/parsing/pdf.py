@@ -42,7 +42,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _UNMAPPED = re.compile(r"\(cid:\d+\)")
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 _ENDS_PARAGRAPH = re.compile(r"[。！？!?…；;：:.][”’」』）)\]】]*$")
-_CONTENTS_LINE = re.compile(r"(?:[.．·…] ?){5,}\s*(?:\d+|[ivxlc]+)$")  # of a table of contents: dots and a page number
+_LEADER = re.compile(r"[.．·…]{5}$")  # in a table of contents: dots before the page number
 _ENDS_SENTENCE = re.compile(r"[。；;，,、：:.!！]$")
 _NUMBERING = re.compile(r"[第附录\d.一二三四五六七八九十百零〇编篇章节、()（）]*")
 _OCR_ADVICE = "recognise its text first, for instance with: ocrmypdf -l chi_sim in.pdf out.pdf"
@@ -90,7 +90,7 @@ def read_pdf(data: bytes) -> PlainDocument:
             lines, reason = _page_lines(reader.pages[number - 1])
         except (*failures, RecursionError) as error:
             lines, reason = [], f"its content is damaged: {type(error).__name__}, {error}"
-        pages.append([line for line in lines if not _CONTENTS_LINE.search(line.text)])
+        pages.append([line for line in lines if not _is_contents_line(line.text)])
         if reason:
             bad_pages.append((number, reason))
     pages = _without_running_lines(pages)
@@ -143,6 +143,12 @@ def _page_lines(page: Any) -> tuple[list[_Line], str]:
         reason = "its fonts do not say which characters they show"
     lines = _UNPRINTABLE.sub("", text).translate(_RADICALS).split("\n")
     return [_Line(*line) for line in zip(map(str.strip, lines), _line_sizes(parts, raw), strict=True)], reason
+
+
+def _is_contents_line(line: str) -> bool:
+    # Not one regular expression for the whole line: its time would grow with the square of the dots.
+    before_number = line.rstrip("0123456789ivxlc")
+    return before_number != line and _LEADER.search("".join(before_number.split())[-5:]) is not None
 
 
 def _line_sizes(parts: list[tuple[str, float]], text: str) -> list[float]:

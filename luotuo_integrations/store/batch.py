@@ -3,7 +3,7 @@
 import json
 import math
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any, NamedTuple
 
 
@@ -67,8 +67,9 @@ def check_documents(
 
 
 def check_ids(ids: Iterable[str]) -> list[str]:
-    """Check a list of ids that are asked for; see ``check_id``."""
-    return [check_id(id_, name=f"ids[{index}]") for index, id_ in enumerate(_listed(ids, "ids"))]
+    """Check ids that are asked for, in any collection; see ``check_id``."""
+    listed = list(ids) if isinstance(ids, Set) else _listed(ids, "ids")
+    return [check_id(id_, name=f"ids[{index}]") for index, id_ in enumerate(listed)]
 
 
 def check_id(id_: object, *, name: str) -> str:
@@ -139,8 +140,8 @@ def _check_value(value: object, where: str) -> None:
 
 
 def _listed(items: Iterable[Any], name: str) -> Sequence[Any]:
-    """The items as a list; a bare string or dict is refused, because it would be taken apart."""
-    if isinstance(items, (str, bytes, dict)) or not isinstance(items, Iterable):
-        msg = f"{name} is {type(items).__name__}: {items!r:.80}; give a list, for instance [{items!r:.80}]"
+    """The items as a list. A bare string would be taken apart, and a set has no order to match other lists by."""
+    if isinstance(items, (str, bytes, dict, Set)) or not isinstance(items, Iterable):
+        msg = f"{name} is {type(items).__name__}: {items!r:.80}; give a list, for one: [{name.removesuffix('s')}]"
         raise TypeError(msg)
     return items if isinstance(items, list) else list(items)

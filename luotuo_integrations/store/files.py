@@ -77,6 +77,8 @@ class StoreFolder:
             OSError: If something cannot be written, for instance because the disk is full. What was there is untouched.
             StoreMismatchError: If the folder holds another program's manifest.json.
         """
+        if self.path.is_file():
+            raise NotADirectoryError(_is_a_file(self.path))
         self.path.mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(self.path / _LOCK):
             self._refuse_foreign()
@@ -92,8 +94,10 @@ class StoreFolder:
                     _flush(path)
                     files[part] = {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
                 self._replace_manifest({"number": number, "facts": dict(facts), "files": files})
-            except BaseException:
+            except BaseException as error:
                 self._remove_unnamed(written)
+                if isinstance(error, OSError) and error.filename is None:
+                    error.filename = str(self.path)  # a full disk alone does not tell whose files had no room
                 raise
             _flush_folder(self.path)
             self._remove_unnamed([path for path, _ in self._numbered()])
@@ -107,6 +111,7 @@ class StoreFolder:
 
         Raises:
             FileNotFoundError: If the folder holds no store.
+            NotADirectoryError: If the path is a file.
             StoreCorruptError: If a file is missing, truncated or edited.
             StoreMismatchError: If the manifest is another program's, or of a newer version of this one.
         """
@@ -126,7 +131,7 @@ class StoreFolder:
         path = self.path / MANIFEST
         try:
             content = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise self._no_manifest() from None
         except ValueError as error:
             msg = f"{path} is not JSON: {error}. Restore the folder, or build the store again"
@@ -147,6 +152,8 @@ class StoreFolder:
         return Manifest(self.path, content["number"], content["facts"], content["files"])
 
     def _no_manifest(self) -> Exception:
+        if self.path.is_file():
+            return NotADirectoryError(_is_a_file(self.path))
         if not self.path.exists():
             return FileNotFoundError(f"The folder {self.path} does not exist")
         if any(self._numbered()):
@@ -193,6 +200,10 @@ class StoreFolder:
                     path.unlink(missing_ok=True)
 
 
+def _is_a_file(path: Path) -> str:
+    return f"{path} is a file; a store is a folder: give the folder, for instance {str(path.parent / 'index')!r}"
+
+
 @contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
     """Hold a lock on a file, between threads and processes; the system frees it even if this process is killed.
@@ -203,7 +214,7 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
         connection = sqlite3.connect(path, timeout=_LOCK_SECONDS, isolation_level=None)
         connection.execute("BEGIN EXCLUSIVE")
     except sqlite3.Error as error:
-        msg = f"{path} cannot be locked for saving: {error}. Is the folder writable, or another save stuck?"
+        msg = f"{path} cannot be locked for saving: {error}. Is the disk full, or read-only, or another save stuck?"
         raise OSError(msg) from error
     with closing(connection):
         yield

@@ -98,8 +98,9 @@ class DocumentTable:
 
     def delete(self, rows: Rows) -> None:
         """Delete rows."""
-        self._answers.clear()
-        self._all("DELETE FROM documents WHERE row IN (SELECT value FROM json_each(?))", _json_list(rows.tolist()))
+        with self._mutex:
+            self._answers.clear()
+            self._all("DELETE FROM documents WHERE row IN (SELECT value FROM json_each(?))", _json_list(rows.tolist()))
 
     def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
         """Row of each id that is there."""

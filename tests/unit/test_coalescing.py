@@ -1,5 +1,7 @@
 import gc
 import os
+import queue
+import signal
 import threading
 import time
 import weakref
@@ -141,6 +143,33 @@ def test_no_request_is_lost_while_workers_come_and_go(
     assert not any(thread.is_alive() for thread in threads)
 
 
+def test_a_request_at_the_last_moment_is_still_taken() -> None:
+    class LateQueue(queue.SimpleQueue):  # type: ignore[type-arg]
+        """Reports once that nothing came, as if the request had come right after that."""
+
+        late = True
+
+        def get(self, block: bool = True, timeout: float | None = None) -> object:
+            if self.late:
+                self.late = False
+                raise queue.Empty
+            return super().get(block, timeout)
+
+    line: coalescing._Line[str, int, int] = coalescing._Line()
+    line.requests, line.worker = LateQueue(), threading.current_thread()
+    line.requests.put(("a", [1], Future()))
+    assert [(key, items) for key, items, _ in line.take()] == [("a", [1])]
+    assert line.worker is threading.current_thread()
+
+
+def test_a_worker_that_died_is_replaced(coalescer: Coalescer[str, int, int]) -> None:
+    dead = threading.Thread(target=lambda: None)
+    dead.start()
+    dead.join()
+    coalescer._line.worker = dead
+    assert coalescer.submit("a", [1]).result(SECONDS) == [2]
+
+
 def test_an_idle_worker_keeps_nothing_in_memory(doubler: Doubler) -> None:
     coalescer: Coalescer[str, int, int] = Coalescer(doubler)
     assert coalescer.submit("a", [1]).result(SECONDS) == [2]
@@ -162,6 +191,7 @@ def test_a_forked_child_has_a_worker_of_its_own(doubler: Doubler, coalescer: Coa
     with coalescer._line.lock:
         child = os.fork()
         if child == 0:
+            signal.alarm(SECONDS)  # a deadlock must end, and fail the test
             doubler.gate.set()
             code = 1
             try:

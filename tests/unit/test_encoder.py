@@ -2,6 +2,7 @@ import json
 import logging
 import shutil
 import threading
+import time
 from collections import UserList
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -503,6 +504,29 @@ def test_threads_give_the_same_as_one_after_the_other(tiny_folder: Path) -> None
         thread.join()
     for number in range(6):
         np.testing.assert_allclose(results[number], expected[number], atol=1e-5)
+
+
+def test_one_forward_pass_runs_at_a_time(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder(tiny_folder, device="cpu", max_tokens_per_batch=50)
+    forward = encoder.model.forward
+    inside, most = 0, 0
+
+    def counted(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.001)  # lets other threads come
+        vectors = forward(input_ids, attention_mask)
+        inside -= 1
+        return vectors
+
+    monkeypatch.setattr(encoder.model, "forward", counted)
+    threads = [threading.Thread(target=encoder.encode, args=(TEXTS,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
 
 
 def test_an_interruption_keeps_the_rows_already_written(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,102 @@
+"""Every example runs, and prints what it promises."""
+
+import re
+import runpy
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from llama_index.core import Settings
+
+from tests.openai_stub import OpenAIStubServer
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _settings_as_before() -> Iterator[None]:
+    """LlamaIndex's settings are global, and an example sets them."""
+    before = Settings._embed_model
+    yield
+    Settings._embed_model = before
+
+
+def printed(name: str, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    argv = sys.argv
+    try:
+        sys.argv = [name, *arguments]
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    finally:
+        sys.argv = argv
+    return capsys.readouterr().out
+
+
+def test_each_example_is_short_named_in_the_readme_and_tested() -> None:
+    examples = sorted(EXAMPLES.glob("*.py"))
+    assert len(examples) >= 6
+    readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    tests = Path(__file__).read_text(encoding="utf-8")
+    for example in examples:
+        text = example.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 60, example.name
+        assert f"`{example.name}`" in readme
+        assert f'printed("{example.stem}"' in tests
+
+
+def test_faiss_langchain(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed("faiss_langchain", capsys)
+    assert out.startswith("2 个文件，切成 ")
+    assert out.count("问：") == 3
+    assert "差旅管理办法.docx · 差旅管理办法 > 一线城市住宿标准" in out
+    assert "每月 10 日发放" in out
+    only = out[out.index("只查薪酬福利：") : out.index("删去")]
+    assert re.findall(r"^  (\S+) · ", only, re.MULTILINE) == ["薪酬福利.html"] * 3
+    before, after = re.search(r"：(\d+) 块剩 (\d+) 块", out).groups()
+    assert 0 < int(after) < int(before)
+
+
+def test_faiss_llamaindex(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed("faiss_llamaindex", capsys)
+    assert out.startswith("2 个文件，切成 ")
+    assert "野灯 1500 户外电源说明书 > 14 野灯 1500 长期存放 · 第 3 页" in out
+    assert "霜谷 C18 规格参数" in out
+    assert re.search(r"只查 PDF：野灯 1500 户外电源说明书 > .*保修，第 \d 页", out)
+    before, after = re.search(r"：(\d+) 块剩 (\d+) 块", out).groups()
+    assert 0 < int(after) < int(before)
+
+
+def test_chroma_langchain(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed("chroma_langchain", capsys)
+    assert re.search(r"存入 \d+ 篇。", out)
+    assert "休假制度.md · " in out
+    assert "只查休假制度：" in out
+
+
+def test_chroma_llamaindex(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed("chroma_llamaindex", capsys)
+    assert "野灯600户外电源说明书 · 野灯 600 长期存放" in out
+    first, then = re.search(r"删去“(.+)”之后，第一条是“(.+)”。", out).groups()
+    assert first != then
+
+
+def test_chatglm_qa_with_a_stub_for_the_server(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    manual = EXAMPLES / "data" / "产品手册" / "野灯1500户外电源说明书.pdf"
+    shutil.copy(manual, tmp_path)
+    options = ("--documents", str(tmp_path))
+    with OpenAIStubServer("充到百分之五十左右，再关机存放[1]。", models=["glm-4-9b-chat"]) as stub:
+        out = printed("chatglm_qa", capsys, "--base-url", stub.base_url, "--model", "glm-4-9b-chat", *options)
+    assert "答：充到百分之五十左右，再关机存放[1]。" in out
+    assert re.findall(r"^  \[(\d)\] ", out, re.MULTILINE) == ["1"]
+    assert "长期存放" in out
+    assert len(stub.requests) == 1  # small talk is not sent to the model
+    assert stub.requests[0]["stream"]
+    assert "答：文档中没有找到与这个问题相关的内容。" in out
+
+
+def test_local_model_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed("local_model_folder", capsys)
+    assert "model.safetensors" in out
+    assert "向量维数 384，查询提示语 'query: '" in out
+    assert "：相同" in out

@@ -52,7 +52,7 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
         passage_prompt: Text put before passages; None as the model says.
         embed_batch_size: How many texts LlamaIndex hands over at a time, 1 to 2048. Device batches are made inside,
             by tokens.
-        max_tokens_per_batch: Padded tokens in one forward pass.
+        max_tokens_per_batch: Padded tokens in one forward pass; None is 2,048 on the CPU and 16,384 on a GPU.
         show_progress: Show a progress bar while embedding documents.
         cache_folder: Where downloads from the hub are kept.
         revision: Commit, branch or tag on the hub.
@@ -77,7 +77,7 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
     # What does not change a vector stays out of to_dict(), which LlamaIndex hashes into its cache keys.
     device: str | None = Field(default=None, frozen=True, exclude=True)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", frozen=True, exclude=True)
-    max_tokens_per_batch: int = Field(default=16_384, gt=0, frozen=True, exclude=True)
+    max_tokens_per_batch: int | None = Field(default=None, gt=0, frozen=True, exclude=True)
     show_progress: bool = Field(default=False, exclude=True)
     cache_folder: str | None = Field(default=None, frozen=True, exclude=True)
     trust_remote_code: bool = Field(default=False, frozen=True, exclude=True)
@@ -96,7 +96,7 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
         query_prompt: str | None = None,
         passage_prompt: str | None = None,
         embed_batch_size: int = 256,
-        max_tokens_per_batch: int = 16_384,
+        max_tokens_per_batch: int | None = None,
         show_progress: bool = False,
         cache_folder: str | Path | None = None,
         revision: str | None = None,

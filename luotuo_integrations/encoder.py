@@ -26,6 +26,9 @@ WINDOW = 32_768  # texts held at once: the memory of an endless input
 WINDOW_CHARACTERS = 64_000_000
 CHUNK = 1_024  # texts tokenized at once, while the device works on the chunk before
 CHUNK_CHARACTERS = 1_000_000  # a tokenizer needs about a hundred bytes a token
+# A batch whose activations stay in the processor's caches was 1.5 times as fast on two cores as one of 16,384 tokens.
+CPU_BUDGET = 2_048
+GPU_BUDGET = 16_384
 
 
 class Encoder:
@@ -41,7 +44,7 @@ class Encoder:
         normalize: Scale vectors to length 1; None as the model says.
         query_prompt: Text put before queries; None as the model says.
         passage_prompt: Text put before passages; None as the model says.
-        max_tokens_per_batch: Padded tokens in one forward pass.
+        max_tokens_per_batch: Padded tokens in one forward pass; None is 2,048 on the CPU, 16,384 elsewhere.
         cache_folder: Where downloads from the hub are kept.
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Run Python code that lies in the model's folder.
@@ -63,13 +66,13 @@ class Encoder:
         normalize: bool | None = None,
         query_prompt: str | None = None,
         passage_prompt: str | None = None,
-        max_tokens_per_batch: int = 16_384,
+        max_tokens_per_batch: int | None = None,
         cache_folder: str | Path | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if max_tokens_per_batch < 1:
-            msg = f"max_tokens_per_batch={max_tokens_per_batch} must be at least 1; the default is 16384"
+        if max_tokens_per_batch is not None and max_tokens_per_batch < 1:
+            msg = f"max_tokens_per_batch={max_tokens_per_batch} must be at least 1, or None for the device's default"
             raise ValueError(msg)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
@@ -89,7 +92,7 @@ class Encoder:
         }
         self.dimension = _checked_dimension(dimensions, self.model.dimension)
         self.max_length = self._checked_max_length(max_length)
-        self.max_tokens_per_batch = max_tokens_per_batch
+        self.max_tokens_per_batch = max_tokens_per_batch or (CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET)
         self.model.to(self.device)
         self._lock = threading.Lock()  # one forward pass at a time: more would only share the device
         self._fingerprint: str | None = None

@@ -22,7 +22,7 @@ NOT_FOUND = "文档中没有找到与这个问题相关的内容。"
 _LLM_NOT_FOUND = "资料中没有答案"  # seven characters, as the instructions say
 _INSTRUCTIONS = f"""你根据资料回答问题。规则：
 1. 只依据下面编了号的资料，不补充资料以外的内容。
-2. 每句话后面用方括号注明依据的资料编号，例如：每晚不超过四百五十元[1]。
+2. 每句话后面用方括号注明依据的资料编号，例如：会议改到周三[2]。
 3. 资料里找不到答案时，只回答这七个字：{_LLM_NOT_FOUND}。
 4. 用提问者的语言，简明作答。"""
 _END_OF_THOUGHTS = "</think>"  # what a reasoning model thought comes before, if its server does not cut it off

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import luotuo_integrations.encoder as encoder_module
 from luotuo_integrations.devices import choose_device, choose_dtype, is_out_of_memory
-from luotuo_integrations.encoder import Encoder
+from luotuo_integrations.encoder import CPU_BUDGET, Encoder
 
 TEXTS = [
     "试用期员工可以请年假吗",
@@ -480,7 +480,7 @@ def test_other_errors_of_the_model_are_not_taken_for_a_lack_of_memory(
     watch_forward(encoder, monkeypatch, broken)
     with pytest.raises(RuntimeError, match="device-side assert"):
         encoder.encode(TEXTS)
-    assert encoder.max_tokens_per_batch == 16_384
+    assert encoder.max_tokens_per_batch == CPU_BUDGET
     assert not is_out_of_memory(ValueError("out of memory"))
     assert is_out_of_memory(torch.OutOfMemoryError("x"))
 

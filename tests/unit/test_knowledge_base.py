@@ -167,6 +167,19 @@ def test_store_outside_leaves_the_documents_folder_alone(folder: Path, tiny: Luo
     assert model_of_store(folder) is None
 
 
+def test_progress_counts_files_on_standard_error(
+    folder: Path, tiny: LuotuoEmbeddings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "空.md").write_bytes(b"")
+    opened(folder, tiny).sync(show_progress=True)
+    captured = capsys.readouterr()
+    assert "Indexing files" in captured.err
+    assert "3/3" in captured.err
+    assert captured.out == ""
+    opened(folder, tiny).sync(retry_unreadable=False, show_progress=True)
+    assert capsys.readouterr().err == ""
+
+
 # -- interruptions ----------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ Answers go to standard output, everything else to standard error. Exit codes: 0 
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -102,7 +103,10 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 @app.callback()
 def main(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what is going on.")] = False) -> None:
-    """Set up output for every command."""
+    """Set up output and threads for every command."""
+    # Torch's threads wait for each other by spinning. Where another program keeps one core busy, that makes a question
+    # fifty times slower (0.9 s instead of 0.02 s on two cores); waiting quietly costs next to nothing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that lacks a character shows a question mark

@@ -6,7 +6,8 @@ Everything is fitted on training/calibration, a document set that is not the one
   answerable questions against small talk and general knowledge; the intercept makes 0.5 the threshold that refuses 4 %
   of the answerable ones.
 - luotuo-interim.safetensors: the vectors of the background bank, so that the first question need not wait for them.
-- printed: (slope, midpoint) of the card's relevance, a logistic of the cosine fitted to gold passages against others.
+- printed: (slope, midpoint) of the card's relevance, a logistic of the cosine, gold passages against the best that
+  off-topic questions find.
 
 Run from the root of the repository: python -m training.fit_answerability
 """
@@ -48,7 +49,7 @@ def main() -> None:
         judge = Answerability(embeddings)
         positive = features(answerer, judge, answerable)
         negative = features(answerer, judge, others)
-        slope, midpoint = fit_relevance(knowledge_base, answerable)
+        slope, midpoint = fit_relevance(knowledge_base, answerable, others)
     weights, intercept = fit_weights(positive, negative)
     content = {
         "fitted_with": arguments.model,
@@ -117,15 +118,18 @@ def fit_weights(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray,
     return weights, -float((scores[cut - 1] + scores[cut]) / 2)
 
 
-def fit_relevance(knowledge_base: KnowledgeBase, rows: list[dict[str, str]]) -> tuple[float, float]:
-    """(slope, midpoint) of the logistic between gold passages and all others, both classes with equal weight."""
+def fit_relevance(
+    knowledge_base: KnowledgeBase, answerable: list[dict[str, str]], others: list[dict[str, str]]
+) -> tuple[float, float]:
+    """(slope, midpoint) of the logistic between gold passages and the best that questions without an answer find."""
     gold: list[float] = []
-    other: list[float] = []
-    for row in rows:
+    for row in answerable:
         wanted = "".join(row["positive"].split())
         for result in knowledge_base.search(row["query"], k=len(knowledge_base)):
-            text = "".join(result.document.page_content.split())
-            (gold if wanted in text else other).append(result.score)
+            if wanted in "".join(result.document.page_content.split()):
+                gold.append(result.score)
+                break
+    other = [knowledge_base.search(row["query"], k=1)[0].score for row in others]
     cosines = np.array([*gold, *other])[:, None]
     labels = np.repeat([1, 0], [len(gold), len(other)])
     model = LogisticRegression(class_weight="balanced", C=1e6, max_iter=10_000).fit(cosines, labels)

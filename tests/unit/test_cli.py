@@ -113,6 +113,15 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+def test_threads_wait_quietly_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert run("models").exit_code == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert run("models").exit_code == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
 # -- index and search -------------------------------------------------------------------------------------------------
 
 

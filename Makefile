@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
+# Torch's threads wait for each other by spinning, which costs a machine with few cores dearly.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test lint format matrix bench clean
 
 demo: $(VENV)/.user

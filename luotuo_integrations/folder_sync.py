@@ -133,9 +133,9 @@ class FolderSync:
     def _indexed_files(self) -> dict[str, FileState | None]:
         """State of each indexed file; None where passages of two states stand together, so that it is read again."""
         states: dict[str, str] = {}
-        for document in self._vectorstore.documents():
+        for metadata in self._vectorstore.core.metadata():
             try:
-                source, state = document.metadata["source"], document.metadata[_STATE]
+                source, state = metadata["source"], metadata[_STATE]
             except KeyError as error:
                 msg = f"{str(self._store_folder)!r} holds a store that is no knowledge base's; give another folder"
                 raise StoreMismatchError(msg) from error

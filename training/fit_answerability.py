@@ -18,10 +18,16 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
 
-from luotuo_integrations.answerability import WEIGHTS_FILE, Answerability, Evidence, background_texts, embed_background
+from luotuo_integrations.answerability import (
+    WEIGHTS_FILE,
+    Answerability,
+    Evidence,
+    background_texts,
+    embed_background,
+    write_background,
+)
 from luotuo_integrations.embeddings import LuotuoEmbeddings
 from luotuo_integrations.knowledge_base import KnowledgeBase
 from luotuo_integrations.qa import QuestionAnswerer
@@ -39,7 +45,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=WEIGHTS_FILE.parent)
     arguments = parser.parse_args()
     embeddings = LuotuoEmbeddings(arguments.model)
-    write_background(embeddings, arguments.output)
+    bank = embed_background(embeddings)
+    write_background(bank, arguments.output / f"{embeddings.model}.safetensors", embeddings.fingerprint)
     answerable = read_lines(CALIBRATION / "questions.jsonl")
     others = unknown_to_the_bank(read_lines(CALIBRATION / "unanswerable.jsonl"))
     with tempfile.TemporaryDirectory() as store:
@@ -88,17 +95,6 @@ def unknown_to_the_bank(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 def bigrams(text: str) -> set[str]:
     """Pairs of neighbouring characters; of a single character itself."""
     return {text[i : i + 2] for i in range(len(text) - 1)} or {text}
-
-
-def write_background(embeddings: LuotuoEmbeddings, folder: Path) -> None:
-    """Store the bank's vectors in float16 under the model's name."""
-    bank = embed_background(embeddings)
-    tensors = {"passages": bank.passages.astype(np.float16), "questions": bank.questions.astype(np.float16)}
-    path = folder / f"{embeddings.model}.safetensors"
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata={"fingerprint": embeddings.fingerprint})
-    temporary.chmod(0o644)
-    temporary.replace(path)
 
 
 def features(answerer: QuestionAnswerer, judge: Answerability, rows: list[dict[str, str]]) -> np.ndarray:

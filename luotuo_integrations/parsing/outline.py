@@ -88,14 +88,20 @@ _LINE_KINDS = (
 # One test for the first character decides that most lines, plain prose, are none of the kinds above.
 _MAYBE_SPECIAL = re.compile(r"[\s`~#第\-*+•·●○■◆▪–‣\d（(①-⑳一二三四五六七八九十百千零〇两]|$")
 _CHAPTER_LEVELS = {"编": 7, "篇": 7, "章": 8, "节": 9}  # below the six levels of "#"
+# "一、账号与终端" and "（一）账号与密码", if they stand alone between empty lines
+_NUMBERED_TITLE = re.compile(
+    rf"{_INDENT}(?:(?P<comma>{_HAN_NUMBER}{{1,3}}、)|[（(]{_HAN_NUMBER}{{1,3}}[)）])[^\n，。；：！？,;:!?|]{{1,30}}\s*$"
+)
+_NUMBERED_LEVELS = {True: 10, False: 11}  # 一、 above （一）, both below 第一节
 _FINISHED = re.compile(rf"[。！？…⋯!?；;.]{_CLOSERS}[\"']?\s*$")
 
 
 def blocks(text: str) -> list[Block]:
     """Divide a text into blocks.
 
-    Headings are Markdown's (``# x``, or underlined) and, on a line of their own, 第一编, 第一章, 第一节. Nothing inside
-    a code fence is a heading.
+    Headings are Markdown's (``# x``, or underlined); on a line of their own 第一编, 第一章, 第一节; and short lines such
+    as 一、总则 and （一）范围 between empty lines, if text follows and not the next number. Nothing inside a code fence
+    is a heading.
 
     Args:
         text: Any text.
@@ -141,7 +147,7 @@ def _line_kind(line: str) -> str:
 def _extent(text: str, lines: list[_Line], index: int) -> tuple[str, int]:
     """Kind of the block that begins at a line, and the index of the line after it (empty lines not counted)."""
     kind = lines[index].kind
-    if kind in ("heading", "chapter"):
+    if kind in ("heading", "chapter") or (kind == "unit" and _is_numbered_title(text, lines, index)):
         return "heading", index + 1
     if kind == "fence":
         return "rows", _end_of_fence(text, lines, index)
@@ -167,6 +173,16 @@ def _is_underlined(text: str, lines: list[_Line], index: int) -> bool:
     title, rule = (text[line.start : line.end].rstrip() for line in lines[index : index + 2])
     is_title = len(title) <= _LONGEST_TITLE and not _FINISHED.search(title) and not _RULE.match(title)
     return is_title and _RULE.match(rule) is not None
+
+
+def _is_numbered_title(text: str, lines: list[_Line], index: int) -> bool:
+    """Whether a numbered line is the title of what follows, and not one of several short items."""
+    title = _NUMBERED_TITLE.match(text[lines[index].start : lines[index].end])
+    following = _skip_blank(lines, index + 1)
+    if not title or following in (index + 1, len(lines)) or (index > 0 and lines[index - 1].kind != "blank"):
+        return False
+    next_title = _NUMBERED_TITLE.match(text[lines[following].start : lines[following].end])
+    return next_title is None or (bool(title["comma"]) and not next_title["comma"])
 
 
 def _end_of_fence(text: str, lines: list[_Line], index: int) -> int:
@@ -228,6 +244,10 @@ def _heading(lines: str, line_kind: str) -> tuple[int, str]:
         title = atx[2].rstrip()
         unclosed = title.rstrip("#")  # "# x ##" is closed, "# C#" is not
         return len(atx[1]), (unclosed if unclosed.endswith((" ", "\t")) else title).strip(" \t*`")
+    if line_kind == "unit":
+        numbered = _NUMBERED_TITLE.match(lines)
+        assert numbered is not None
+        return _NUMBERED_LEVELS[bool(numbered["comma"])], lines.strip()
     title, rule = lines.split("\n")[:2]
     return 1 if rule.startswith("=") else 2, title.strip()
 

@@ -146,6 +146,11 @@ class StoreReader:
             rows = self._limited(limit, None)
             return list(self._table.documents(self._table.rows() if rows is None else rows).values())
 
+    def metadata(self) -> list[dict[str, Any]]:
+        """Metadata of every document, in the order in which they were added; no text is read."""
+        with self._lock.read():
+            return [metadata for _, metadata in self._table.metadata()]
+
     def vectors(self, ids: Iterable[str]) -> Matrix:
         """Vectors by id, as the index keeps them: of length 1 for cosine, approximate for SQ, PQ and PCA.
 

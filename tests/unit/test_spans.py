@@ -322,3 +322,38 @@ def test_blocks_cover_the_text() -> None:
         found = blocks(text)
         assert [block.start for block in found[1:]] == [block.end for block in found[:-1]]
         assert not found or (found[-1].end == len(text) and not text[: found[0].start].strip())
+
+
+def test_numbered_lines_between_empty_lines_are_titles() -> None:
+    lines = (
+        "须知",
+        "一、账号",
+        "（一）密码",
+        "密码不少于十二位。",
+        "（二）电脑",
+        "硬盘须加密。",
+        "二、网络",
+        "不得自设热点。",
+    )
+    text = "\n\n".join(lines)
+    spans = split_spans(text, 400, 0)
+    assert [(text[span.start : span.end], span.headings) for span in spans] == [
+        ("须知", ()),
+        ("一、账号\n\n（一）密码\n\n密码不少于十二位。", ("一、账号", "（一）密码")),
+        ("（二）电脑\n\n硬盘须加密。", ("一、账号", "（二）电脑")),
+        ("二、网络\n\n不得自设热点。", ("二、网络",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "一、苹果\n\n二、香蕉\n\n三、橙子",  # items, not titles
+        "一、账号\n密码不少于十二位。",  # no empty line below
+        "办法如下\n一、账号\n\n密码不少于十二位。",  # none above
+        "一、员工应当保管好账号。\n\n密码不少于十二位。",  # a sentence
+        "须知如下\n\n一、账号",  # nothing follows
+    ],
+)
+def test_other_numbered_lines_are_no_titles(text: str) -> None:
+    assert all(not span.headings for span in split_spans(text, 400, 0))

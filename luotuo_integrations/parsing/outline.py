@@ -99,9 +99,9 @@ _FINISHED = re.compile(rf"[。！？…⋯!?；;.]{_CLOSERS}[\"']?\s*$")
 def blocks(text: str) -> list[Block]:
     """Divide a text into blocks.
 
-    Headings are Markdown's (``# x``, or underlined); on a line of their own 第一编, 第一章, 第一节; and short lines such
-    as 一、总则 and （一）范围 between empty lines, if text follows and not the next number. Nothing inside a code fence
-    is a heading.
+    Headings are Markdown's (``# x``, or underlined); on a line of their own 第一编, 第一章, 第一节; and short lines
+    such as 一、总则 and （一）范围 between empty lines, if text follows and not the next number. Nothing inside a
+    code fence is a heading.
 
     Args:
         text: Any text.

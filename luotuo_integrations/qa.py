@@ -224,7 +224,7 @@ class QuestionAnswerer:
         self, query: npt.NDArray[np.float32], hits: Sequence[tuple[Document, float]]
     ) -> list["_Passage"]:
         """The sentences of each passage with their cosines to the question, embedded in one call."""
-        split = [_sentences(document.page_content) for document, _ in hits]
+        split = [_sentences(document) for document, _ in hits]
         flat = [sentence for sentences in split for sentence in sentences]
         vectors = unit_rows(self._embeddings.encode(flat, "passage", show_progress=False))
         cosines = vectors @ query  # (sentences,)
@@ -263,14 +263,16 @@ class _Retrieved:
     evidence: Evidence
 
 
-def _sentences(text: str) -> list[str]:
+def _sentences(document: Document) -> list[str]:
     """Cut a passage into its sentences; headings alone answer nothing and are left out where anything else is there."""
+    titles = str(document.metadata.get("headings", "")).split(" > ")
     sentences = []
-    for line in text.splitlines():
+    for line in document.page_content.splitlines():
         starts = [0, *(cut for cut, _ in sentence_cuts(line, 0, len(line))), len(line)]
         sentences += [line[start:stop].strip() for start, stop in pairwise(starts)]
     sentences = [sentence for sentence in sentences if sentence]
-    return [sentence for sentence in sentences if not sentence.startswith("#")] or sentences or [text]
+    bodies = [sentence for sentence in sentences if not sentence.startswith("#") and sentence not in titles]
+    return bodies or sentences or [document.page_content]
 
 
 def _quotations(passages: Sequence[_Passage]) -> str:

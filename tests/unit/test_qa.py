@@ -259,3 +259,11 @@ def test_order_of_the_documents_does_not_matter(store: FAISS) -> None:
     assert [source.document.id for source in first.sources] == [source.document.id for source in second.sources]
     assert first.text == second.text
     assert first.relevance == pytest.approx(second.relevance, abs=1e-3)
+
+
+def test_numbered_titles_are_not_quoted() -> None:
+    text = "一、账号\n\n（一）密码的长度\n\n密码不少于十二位，每九十天更换一次。"
+    document = Document(text, metadata={"headings": "一、账号 > （一）密码的长度"})
+    found = QuestionAnswerer(FAISS.from_documents([document], LuotuoEmbeddings()), threshold=0).find("密码的长度")
+    assert found.sources[0].quote == "密码不少于十二位，每九十天更换一次。"
+    assert found.text == "密码不少于十二位，每九十天更换一次。[1]"

@@ -24,7 +24,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The framework combinations, each in an overlay of its own, and the other Pythons that are installed.
+# The framework combinations, each in an overlay of its own, on this Python.
 matrix: $(VENV)/.dev
 	$(BIN)/python tests/combinations.py
 

@@ -1,6 +1,7 @@
 """Fit what says whether documents answer a question, and what a cosine is worth, for one model.
 
-Everything is fitted on training/calibration, a document set that is not the one that it is tested on (examples/data):
+Everything is fitted on training/calibration. The counts on examples/data are of another document set, but no blind
+test: the method was chosen with both in view.
 
 - answerability.json: the weights of a logistic regression over the evidence (luotuo_integrations/answerability.py),
   answerable questions against small talk and general knowledge; the intercept makes 0.5 the threshold that refuses 4 %

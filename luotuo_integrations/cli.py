@@ -8,16 +8,15 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from luotuo_integrations.cli_errors import clear_errors
 from luotuo_integrations.cli_output import (
     answer_json,
     lines_of,
@@ -27,13 +26,12 @@ from luotuo_integrations.cli_output import (
     result_json,
     vectors_json,
 )
+from luotuo_integrations.cli_training import distill, finetune
 from luotuo_integrations.progress import standard_error
 from luotuo_integrations.registry import CARDS, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from luotuo_integrations.knowledge_base import KnowledgeBase
-
-logger = logging.getLogger(__name__)
 
 NOTHING_FOUND = 3
 
@@ -45,9 +43,6 @@ app = typer.Typer(
 )
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = standard_error()
-
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
 
 Documents = Annotated[
     Path,
@@ -72,33 +67,7 @@ class _ConsoleHandler(logging.Handler):
         err.print(f"[yellow]{record.levelname.capitalize()}:[/yellow] {escape(self.format(record))}", soft_wrap=True)
 
 
-def _clear_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Print an error's message, which says what to do, instead of a traceback; exit with 1."""
-
-    @wraps(command)
-    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        try:
-            return command(*args, **kwargs)
-        except (typer.Exit, BrokenPipeError):
-            raise  # click knows what to do; `luotuo search ... | head` ends quietly
-        except KeyboardInterrupt:
-            err.print(
-                "Interrupted. What was indexed so far is kept; the same command goes on from there.", soft_wrap=True
-            )
-            raise typer.Exit(130) from None
-        except _expected_errors() as error:
-            logger.info("Where it happened:", exc_info=error)
-            err.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(1) from error
-
-    return run
-
-
-def _expected_errors() -> tuple[type[Exception], ...]:
-    """Errors whose message is enough: this package's, and what files, servers and devices raise."""
-    openai = sys.modules.get("openai")  # its errors derive from nothing better than Exception
-    servers = () if openai is None else (openai.OpenAIError,)
-    return (ImportError, OSError, RuntimeError, TypeError, ValueError, *servers)
+_clear_errors = clear_errors("Interrupted. What was indexed so far is kept; the same command goes on from there.")
 
 
 @app.callback()
@@ -240,6 +209,10 @@ def embed(
         temporary.unlink(missing_ok=True)
         raise
     out.print(f"{len(vectors)} vectors of {vectors.shape[1]} numbers in {escape(str(output))}")
+
+
+app.command()(distill)
+app.command()(finetune)
 
 
 @app.command()

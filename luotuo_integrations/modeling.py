@@ -32,6 +32,7 @@ from luotuo_integrations.registry import ModelCard
 
 # Fields of config.json that an older transformers carries along without obeying them.
 _DECISIVE_FIELDS = ("use_bidirectional_attention",)
+_GLM_ENCODER = "luotuo-glm-encoder"  # its module is imported when such a folder is loaded
 _LOADING = threading.Lock()
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -191,6 +192,10 @@ def _load_backbone(folder: Path, trust_remote_code: bool) -> nn.Module:
             "convert the weights once (for luotuo-bert: luotuo_integrations.luotuo_bert.convert_luotuo_bert)"
         )
         raise ModelFormatError(msg)
+    if description.get("model_type") == _GLM_ENCODER:
+        from luotuo_integrations.glm_encoder import register_glm_encoder
+
+        register_glm_encoder()
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -235,6 +240,8 @@ def _load_weights(folder: Path, model_class: Any, options: dict[str, Any]) -> nn
         backbone, report = model_class.from_pretrained(
             None if packed.is_file() else folder, output_loading_info=True, **options
         )
+    except ModelFormatError:  # of a part that lies elsewhere, and says so
+        raise
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         msg = f"The weights in {folder} cannot be loaded ({error}). Copy or download the folder again"
         raise ModelFormatError(msg) from error

@@ -1,12 +1,19 @@
 """A progress bar that is there only when asked for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+class Advance(Protocol):
+    """Tells a progress bar what was done."""
+
+    def __call__(self, count: float, note: str = "", /) -> None:
+        """Add ``count`` finished items; ``note`` is shown beside the bar."""
 
 
 @lru_cache(maxsize=1)
@@ -18,7 +25,7 @@ def standard_error() -> "Console":
 
 
 @contextmanager
-def progress_bar(description: str, total: int | None, *, enabled: bool) -> Iterator[Callable[[float], None]]:
+def progress_bar(description: str, total: int | None, *, enabled: bool) -> Iterator[Advance]:
     """Show a progress bar on standard error for the time of a with-block.
 
     Args:
@@ -27,10 +34,11 @@ def progress_bar(description: str, total: int | None, *, enabled: bool) -> Itera
         enabled: Whether to show anything.
 
     Yields:
-        A function to call with the number of items just finished; parts of an item count too.
+        A function to call with the number of items just finished; parts of an item count too. A note is shown beside
+        the bar until the next one.
     """
     if not enabled:
-        yield lambda _: None
+        yield _ignore
         return
     from rich.progress import (
         BarColumn,
@@ -47,7 +55,16 @@ def progress_bar(description: str, total: int | None, *, enabled: bool) -> Itera
         TextColumn(counted),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=standard_error()) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda count: progress.advance(task, count)
+        task = progress.add_task(description, total=total, note="")
+
+        def advance(count: float, note: str = "", /) -> None:
+            progress.update(task, advance=count, **({"note": note} if note else {}))
+
+        yield advance
+
+
+def _ignore(count: float, note: str = "", /) -> None:
+    """Show nothing."""

@@ -13,27 +13,11 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from luotuo_integrations.training import vocabulary
 from training.e5_binary import Piece
 
 SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as in the source
 PROMPTS = {"query": "query: ", "passage": "passage: "}
-SPACE = "▁"
-# Single characters in these ranges are kept whatever the corpus says: a corpus is mostly Simplified and would drop
-# Traditional and rare characters.
-KEPT_RANGES = (
-    (0x0021, 0x007E),  # ASCII
-    (0x00A0, 0x024F),  # Latin with diacritics, as in pinyin
-    (0x0370, 0x03FF),  # Greek
-    (0x2000, 0x27FF),  # punctuation, currency, arrows, mathematics, enclosed numbers, boxes, symbols
-    (0x2900, 0x2BFF),  # more arrows and symbols
-    (0x2E80, 0x33FF),  # Han radicals, Chinese punctuation, kana, bopomofo, enclosed Han
-    (0x3400, 0x9FFF),  # Han
-    (0xF900, 0xFAFF),  # Han, compatibility
-    (0xFE30, 0xFE4F),  # vertical punctuation
-    (0xFF00, 0xFFEF),  # full-width forms
-    (0x1F000, 0x1FAFF),  # emoji
-    (0x20000, 0x3FFFF),  # Han, rare
-)
 
 
 def nmt_nfkc_charsmap() -> bytes:
@@ -121,40 +105,22 @@ def count_pieces(tokenizer: Tokenizer, texts: Iterable[str], batch_size: int = 2
     Returns:
         int64 (pieces,).
     """
-    counts = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
-    batch: list[str] = []
 
-    def add() -> None:
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            np.add.at(counts, encoding.ids, 1)
-        batch.clear()
+    def encode(batch: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
 
-    for text in texts:
-        batch.append(text)
-        if len(batch) == batch_size:
-            add()
-    add()
-    return counts
+    return vocabulary.count_pieces(encode, tokenizer.get_vocab_size(), texts, batch_size)
 
 
 def is_always_kept(text: str) -> bool:
     """Whether a piece is kept whatever the corpus says: the single characters of Chinese and English text."""
-    if text in SPECIAL_PIECES or text == SPACE:
-        return True
-    return len(text) == 1 and any(first <= ord(text) <= last for first, last in KEPT_RANGES)
-
-
-def is_han(text: str) -> bool:
-    """Whether a piece is a word of Han characters, with or without a leading space mark."""
-    word = text.removeprefix(SPACE)
-    return bool(word) and all("\u3400" <= character <= "\u9fff" for character in word)
+    return text in SPECIAL_PIECES or vocabulary.is_kept_character(text)
 
 
 def select_pieces(pieces: Sequence[Piece], counts: np.ndarray, limit: int, needed: Iterable[int] = ()) -> list[int]:
     """Choose pieces: single characters, ``needed``, Han words that occur at all, then the most frequent others.
 
-    Every Han word that occurs is kept, however rare, because a corpus that is mostly Simplified makes common
-    Traditional words look rare; the source has only some 9,400 Han words, so this costs English little.
+    The source has only some 9,400 Han words, so that keeping each that occurs costs English little.
 
     Args:
         pieces: The source vocabulary.
@@ -169,18 +135,9 @@ def select_pieces(pieces: Sequence[Piece], counts: np.ndarray, limit: int, neede
         ValueError: If the limit is below the number of characters that are always kept, or the corpus has fewer
             different pieces than the limit.
     """
-    kept = {index for index, piece in enumerate(pieces) if is_always_kept(piece.text)} | set(needed)
-    if len(kept) > limit:
-        raise ValueError(f"{len(kept)} pieces are always kept; --pieces {limit} is too few")
-    by_count = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index] > 0]
-    han_first = sorted(by_count, key=lambda index: not is_han(pieces[index].text))  # stable
-    for index in han_first:
-        if len(kept) == limit:
-            break
-        kept.add(index)
-    if len(kept) < limit:
-        raise ValueError(f"the corpus has only {len(kept)} different pieces; give more text or a lower --pieces")
-    return sorted(kept)
+    special = [index for index, piece in enumerate(pieces) if piece.text in SPECIAL_PIECES]
+    texts = [piece.text for piece in pieces]
+    return vocabulary.select_pieces(texts, counts, limit, {*special, *needed}, option="--pieces ")
 
 
 def ids_of(pieces: Sequence[Piece], texts: Iterable[str]) -> list[int]:

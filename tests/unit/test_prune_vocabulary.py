@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("sentencepiece", reason="the converter takes the character map from sentencepiece")
 
+from luotuo_integrations.training.vocabulary import is_han
 from training.convert_e5 import choose_pieces, vocabulary_of
 from training.e5_binary import Piece
 from training.prune_vocabulary import (
@@ -17,7 +18,6 @@ from training.prune_vocabulary import (
     count_pieces,
     ids_of,
     is_always_kept,
-    is_han,
     read_corpus,
     select_pieces,
 )

@@ -1,0 +1,328 @@
+"""Trainer: one loop that reads top to bottom. What it needs is passed in; where it stands is in its state."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from luotuo_integrations.errors import LuotuoError
+from luotuo_integrations.modeling import EmbeddingModel
+from luotuo_integrations.progress import Advance, progress_bar
+from luotuo_integrations.training.checkpoints import (
+    Checkpoints,
+    load_optimizer,
+    load_trained,
+    optimizer_tensors,
+    trained_tensors,
+)
+from luotuo_integrations.training.config import TrainConfig
+from luotuo_integrations.training.interruptions import interruptions
+from luotuo_integrations.training.mining import Mined
+from luotuo_integrations.training.run_log import RunLog
+from luotuo_integrations.training.steps import Passes, StepRunner
+from luotuo_integrations.training.strategies import parameter_groups
+from luotuo_integrations.training.table import Ids, TokenTable
+from luotuo_integrations.training.training_set import TrainingSet, VectorsOf, plan_epoch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+BEST = "best.safetensors"
+Metrics = dict[str, float]
+
+
+class TrainingDivergedError(LuotuoError, ArithmeticError):
+    """The loss or the gradient is no longer finite."""
+
+
+@dataclass(slots=True)
+class TrainState:
+    """Where a run stands: with the config, all that decides what comes next.
+
+    Attributes:
+        epoch: From 0.
+        position: Optimizer steps done in this epoch.
+        step: Optimizer steps done in all.
+        texts: Texts trained on, repetitions counted.
+        seconds: Spent training, over all starts.
+        best_step: Step of the best evaluation; -1 before the first.
+        best_value: Its main metric; None before the first.
+    """
+
+    epoch: int = 0
+    position: int = 0
+    step: int = 0
+    texts: int = 0
+    seconds: float = 0.0
+    best_step: int = -1
+    best_value: float | None = None
+
+
+class Trainer:
+    """Trains a model on sets of rows.
+
+    Args:
+        config: Optimizer, schedule, batches, checkpoints.
+        model: With its strategy applied; it is moved to the accelerator's device.
+        tokens: The tokens of all texts.
+        sets: What to train on, each with its own objective; their batches are mixed.
+        accelerator: Devices, processes and precision.
+        folder: Of the run: checkpoints, log and best weights go there.
+        evaluate: Gives metrics of the model as it stands, and the name of the one to judge by (higher is better).
+        vectors_of: Gives the student's vectors of numbered texts, for mining; None where nothing is mined.
+        show_progress: Show a progress bar.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TrainConfig,
+        model: EmbeddingModel,
+        tokens: TokenTable,
+        sets: Sequence[TrainingSet],
+        accelerator: "Accelerator",
+        folder: Path,
+        evaluate: Callable[[], tuple[Metrics, str]] | None = None,
+        vectors_of: VectorsOf | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        self.config = config
+        self.model = model.to(accelerator.device)
+        self.tokens = tokens
+        self.sets = list(sets)
+        self.accelerator = accelerator
+        self.folder = folder
+        self.evaluate = evaluate
+        self.vectors_of = vectors_of
+        self.show_progress = show_progress and accelerator.is_main_process
+        self.state = TrainState()
+        self.runner = StepRunner(
+            self.model, tokens, accelerator, config.batch, dropout=config.student.dropout, seed=config.seed
+        )
+        settings = config.optimizer
+        groups = parameter_groups(
+            model, config.strategy, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.peaks = [float(group["lr"]) for group in groups]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.run.keep_checkpoints)
+        self.steps_per_epoch = len(self.plan(0))
+        self.total_steps = self.steps_per_epoch * settings.epochs
+
+    def plan(self, epoch: int) -> list[list[tuple[TrainingSet, Ids]]]:
+        """The batches of each optimizer step of an epoch."""
+        return plan_epoch(
+            self.sets,
+            self.tokens.lengths,
+            seed=self.config.seed,
+            epoch=epoch,
+            accumulation=self.config.batch.accumulation,
+            device=self.accelerator.device,
+        )
+
+    def train(self) -> TrainState:
+        """Train to the end, from the newest checkpoint where there is one, and leave the best weights in the model.
+
+        Raises:
+            TrainingDivergedError: If the loss or the gradient is not finite; the checkpoint before is kept.
+            KeyboardInterrupt: After Ctrl-C or SIGTERM, when a checkpoint was written.
+            MemoryError: If a single text does not fit the device.
+        """
+        self._resume()
+        with (
+            RunLog(self.folder, enabled=self.accelerator.is_main_process) as log,
+            progress_bar("Training", self.total_steps, enabled=self.show_progress) as advance,
+            interruptions() as interrupted,
+        ):
+            advance(self.state.step)
+            self._mine(log, first=True)
+            saved = time.monotonic()
+            while self.state.epoch < self.config.optimizer.epochs:
+                for passes in self._prepared(self.plan(self.state.epoch)[self.state.position :]):
+                    self._step(passes, log, advance)
+                    self._mine(log)
+                    every = self.config.evaluation.every_steps
+                    if every and self.state.step % every == 0:
+                        self._evaluate(log)
+                    if interrupted.is_set():
+                        self._interrupt()
+                    if time.monotonic() - saved > 60 * self.config.run.checkpoint_minutes:
+                        self.checkpoint()
+                        saved = time.monotonic()
+                self.state.epoch, self.state.position = self.state.epoch + 1, 0
+                self._evaluate(log)
+                self.checkpoint()
+                saved = time.monotonic()
+        self._take_best()
+        return self.state
+
+    def checkpoint(self) -> bool:
+        """Write a checkpoint; a full disk is a warning, and the checkpoint before stays. Says whether it worked."""
+        if not self.accelerator.is_main_process:
+            return True
+        tensors = {f"model/{name}": one for name, one in trained_tensors(self.model).items()}
+        optimizer = optimizer_tensors(self.model, self.optimizer)
+        tensors |= {f"optimizer/{name}": one for name, one in optimizer.items()}
+        for number, one in enumerate(self.sets):
+            if one.mined is not None:
+                tensors[f"mined/{number}/indices"] = torch.from_numpy(one.mined.indices)
+                tensors[f"mined/{number}/cosines"] = torch.from_numpy(one.mined.cosines)
+        try:
+            self.checkpoints.write(self.state.step, tensors, asdict(self.state))
+        except OSError as error:
+            logger.warning(
+                "No checkpoint could be written at step %d (%s). The one before is kept and training goes on; make "
+                "room on the disk",
+                self.state.step,
+                error,
+            )
+            return False
+        return True
+
+    def _resume(self) -> None:
+        checkpoint = self.checkpoints.newest()
+        if checkpoint is None:
+            return
+        known = {one.name for one in fields(TrainState)}
+        self.state = TrainState(**{name: value for name, value in checkpoint.state.items() if name in known})
+        kinds: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "mined": {}}
+        for name, tensor in checkpoint.tensors.items():
+            kind, _, rest = name.partition("/")
+            kinds[kind][rest] = tensor
+        load_trained(self.model, kinds["model"])
+        load_optimizer(self.model, self.optimizer, kinds["optimizer"])
+        for number, one in enumerate(self.sets):
+            if f"{number}/indices" in kinds["mined"]:
+                indices, cosines = kinds["mined"][f"{number}/indices"], kinds["mined"][f"{number}/cosines"]
+                one.mined = Mined(indices.numpy(), cosines.numpy())
+        logger.info("Going on from step %d of %d", self.state.step, self.total_steps)
+
+    def _prepared(self, plan: list[list[tuple[TrainingSet, Ids]]]) -> Iterator[list[Passes]]:
+        """Each step's padded batches, made by a thread while the device works on the step before."""
+
+        def prepare(step: list[tuple[TrainingSet, Ids]]) -> list[Passes]:
+            return [self.runner.prepare(one.batch(rows)) for one, rows in step]
+
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="luotuo-batch") as ahead:
+            pending = ahead.submit(prepare, plan[0]) if plan else None
+            for following in [*plan[1:], None]:
+                if pending is None:
+                    return
+                ready = pending.result()
+                pending = None if following is None else ahead.submit(prepare, following)
+                yield ready
+
+    def _step(self, batches: list[Passes], log: RunLog, advance: Advance) -> None:
+        """One optimizer step."""
+        begin = time.monotonic()
+        state, epoch = self.state, self.state.epoch
+        factor = self._schedule(state.step)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        self.optimizer.zero_grad()
+        totals: dict[str, Tensor] = {}
+        for number, passes in enumerate(batches):
+            values = self.runner.backward(passes, epoch, weight=1 / len(batches), draw=(state.step, number))
+            for name, value in values.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value / len(batches)
+        numbers = dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True))
+        self._check_finite(numbers, numbers["loss"], "loss")
+        self.runner.sum_gradients()
+        longest = self.config.optimizer.clip_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.runner.parameters, longest))
+        self._check_finite(numbers, norm, "gradient norm")
+        self.optimizer.step()
+        seconds = time.monotonic() - begin
+        texts = sum(passes.batch.numbers.size for passes in batches)
+        state.step, state.position = state.step + 1, state.position + 1
+        state.texts, state.seconds = state.texts + texts, state.seconds + seconds
+        loss = numbers.pop("loss")
+        log.write(
+            "step",
+            state.step,
+            epoch=epoch,
+            loss=loss,
+            parts=numbers,
+            learning_rate=self.config.optimizer.learning_rate * factor,
+            gradient_norm=norm,
+            texts_per_second=texts / max(seconds, 1e-9),
+            seconds=state.seconds,
+        )
+        shown = " ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        advance(1, f"loss {loss:.4f}  {shown}  {texts / max(seconds, 1e-9):.0f} texts/s")
+
+    def _schedule(self, step: int) -> float:
+        """Share of the peak learning rate: linear warm-up, then cosine."""
+        settings = self.config.optimizer
+        warmup = math.ceil(settings.warmup_share * self.total_steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(self.total_steps - warmup, 1)
+        return settings.final_share + (1 - settings.final_share) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+    def _check_finite(self, parts: dict[str, float], value: float, what: str) -> None:
+        if math.isfinite(value):
+            return
+        shown = ", ".join(f"{name} {one:.4g}" for name, one in parts.items())
+        rate = self.optimizer.param_groups[-1]["lr"]
+        msg = (
+            f"The {what} is {value} at step {self.state.step + 1} ({shown}; learning rate {rate:.3g}). The weights of "
+            "the last checkpoint are sound. Lower optimizer.learning_rate, raise the temperatures, or set "
+            "run.precision='no', and start again in another folder"
+        )
+        raise TrainingDivergedError(msg)
+
+    def _mine(self, log: RunLog, *, first: bool = False) -> None:
+        """Find hard negatives before the first step; later, every n steps, replace those that became easy."""
+        settings = self.config.mining
+        due = first or (settings.every_steps and self.state.step % settings.every_steps == 0)
+        if not settings.negatives or not due or self.vectors_of is None:
+            return
+        for one in self.sets:
+            if first and (one.mined is not None or one.mining.negatives == 0):
+                continue
+            source = one.teacher.of if first and one.teacher is not None else self.vectors_of
+            count = one.mine(source, seed=self.config.seed + self.state.step, device=self.accelerator.device)
+            log.write("mining", self.state.step, replaced=count)
+
+    def _evaluate(self, log: RunLog) -> None:
+        if self.evaluate is not None and self.accelerator.is_main_process:
+            metrics, main = self.evaluate()
+            log.write("evaluation", self.state.step, metrics=metrics)
+            logger.info("Step %d: %s", self.state.step, ", ".join(f"{key} {one:.4f}" for key, one in metrics.items()))
+            if self.state.best_value is None or metrics[main] > self.state.best_value:
+                self._keep_best(metrics[main])
+        self.accelerator.wait_for_everyone()
+
+    def _keep_best(self, value: float) -> None:
+        temporary = self.folder / f".{BEST}.partial"
+        try:
+            save_file({name: one.cpu() for name, one in trained_tensors(self.model).items()}, temporary)
+            temporary.replace(self.folder / BEST)
+        except Exception as error:  # noqa: BLE001  (safetensors has its own error for a full disk)
+            logger.warning("The best weights so far could not be written (%s); training goes on", error)
+            return
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.state.best_step, self.state.best_value = self.state.step, value
+
+    def _take_best(self) -> None:
+        best = self.folder / BEST
+        if self.state.best_step not in (-1, self.state.step) and best.is_file():
+            load_trained(self.model, load_file(best))
+            logger.info("The best evaluation was at step %d; its weights are taken", self.state.best_step)
+
+    def _interrupt(self) -> None:
+        where = "kept" if self.checkpoint() else "the one before is kept"
+        msg = f"Interrupted at step {self.state.step} of {self.total_steps}; checkpoint: {where}"
+        raise KeyboardInterrupt(msg)

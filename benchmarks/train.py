@@ -1,9 +1,9 @@
 """How fast the trainer trains: its texts a second beside a bare PyTorch loop, its idle time, its memory.
 
 All systems train the same student on the same batches of pairs with the same loss (feature, KL and CSE, random teacher)
-and fused AdamW. The trainer pads each batch, checks, logs and shows its steps. The bare loops have their tensors ready
-on the device: one encodes each column of a batch in one pass, the other the very passes of the trainer. The systems
-take turns; the first step of a turn is not counted, but its losses must agree.
+and fused AdamW. The trainer pads its batches, checks and logs. The bare loops have their tensors ready on the device:
+one encodes each column of a batch in one pass, the other the very passes of the trainer. The systems take turns; the
+first step of a turn is not counted, but its losses must agree.
 
 --gradcache measures instead one step of a large contrastive batch whose activations are not kept: its peak memory, and
 of a batch that fits either way memory and time beside the step that keeps them.
@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor
 
 from luotuo_integrations.modeling import EmbeddingModel
 from luotuo_integrations.tokenization import TextTokenizer
+from luotuo_integrations.training.backbones import find_layers
 from luotuo_integrations.training.config import TrainConfig
 from luotuo_integrations.training.config_sections import BatchConfig, LossConfig, OptimizerConfig, RunConfig
 from luotuo_integrations.training.losses import cosine_matrix, cse_loss, feature_loss, similarity_kl
@@ -55,7 +57,6 @@ DISTILLATION = {
     "cse": LossConfig(temperature=TEMPERATURE, weights=(CSE_WEIGHT,)),
 }
 OURS, LONGEST, PASSES = "trainer", "bare loop, padded to the longest", "bare loop, the trainer's passes"
-FREE_SHARE = 0.6  # of the free memory may be used to keep activations
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,11 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64, help="rows of a batch, two texts each")
     parser.add_argument("--tokens", type=int, nargs=2, default=(40, 128), metavar=("LEAST", "MOST"))
     parser.add_argument("--student", default="bert-pruned:6", help="as of luotuo distill --student")
-    parser.add_argument("--device", help="cpu, or else what accelerate finds")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="what accelerate finds")
     parser.add_argument("--precision", choices=("auto", "no", "bf16"), default="auto")
     parser.add_argument("--gradcache", type=int, nargs="?", const=4_096, metavar="ROWS", help="4096 if no number")
     parser.add_argument("--fits", type=int, default=512, metavar="ROWS", help="of the batch that fits either way")
     options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here; type --device cpu")
     logging.getLogger("luotuo_integrations").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
         student = build_student(options.student, Path(temporary) / "student", teacher_dimension=DIMENSION)
@@ -127,13 +130,14 @@ class BareBatch(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """Texts a second, loss of the first step; of the trainer also shares of its time, and seconds of a checkpoint.
+    """Texts a second, and a second of CPU time; loss of the first step. Of the trainer also its idle shares of time.
 
-    ``waiting`` lies between two steps: for a batch. ``keeping`` lies in a step before the first forward pass and after
-    the optimizer's step: schedule, log, progress.
+    ``waiting`` lies between two steps; ``keeping`` in a step, before the first forward pass and after the optimizer.
+    ``checkpoint`` is the time to write one, in seconds.
     """
 
     rate: float
+    cpu_rate: float
     loss: float
     waiting: float = 0.0
     keeping: float = 0.0
@@ -147,8 +151,8 @@ def speed(work: Work, rounds: int) -> None:
     vectors = np.random.default_rng(0).normal(size=(len(tokens), DIMENSION)).astype(np.float32)
     optimizer = OptimizerConfig(epochs=1, learning_rate=1e-4)
     config = TrainConfig(loss=DISTILLATION, batch=BatchConfig(size=work.batch), optimizer=optimizer, run=work.run)
-    teacher = TeacherTable(vectors, np.arange(len(tokens)))
-    training_set = TrainingSet("pairs", rows, Objective(DISTILLATION, ["teacher"]), config.batch, teacher=teacher)
+    teacher, objective = TeacherTable(vectors, np.arange(len(tokens))), Objective(DISTILLATION, ["teacher"])
+    training_set = TrainingSet("pairs", rows, objective, config.batch, teacher=teacher)
 
     def trainer(folder: Path) -> Trainer:
         model = EmbeddingModel.load(work.student)
@@ -164,10 +168,8 @@ def speed(work: Work, rounds: int) -> None:
         PASSES: partial(bare_turn, work.student, passes, accelerator),
     }
     turns: dict[str, list[Turn]] = {name: [] for name in systems}
-    names = list(systems)
-    for first in range(rounds):
-        for position in range(len(names)):
-            name = names[(first + position) % len(names)]
+    for first in (number % len(systems) for number in range(rounds)):
+        for name in [*systems, *systems][first : first + len(systems)]:
             turns[name].append(systems[name]())
     losses = [turn.loss for found in turns.values() for turn in found]
     if max(losses) - min(losses) > (1e-4 if accelerator.mixed_precision == "no" else 2e-2) * min(losses):
@@ -203,11 +205,9 @@ def bare_turn(student: Path, batches: list[BareBatch], accelerator: Any) -> Turn
     """The loop that one would write without a trainer: nothing is prepared, scheduled, checked, logged or kept."""
     model = EmbeddingModel.load(student).to(accelerator.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
-    first_loss, begin = torch.zeros(()), 0.0
+    first_loss, begin = torch.zeros(()), clocks(accelerator.device)
     for number, batch in enumerate(batches):
-        if number == 1:
-            wait_for(accelerator.device)
-            begin = time.perf_counter()
+        begin = clocks(accelerator.device) if number == 1 else begin
         optimizer.zero_grad()
         with accelerator.autocast():
             vectors = torch.cat([embed(model, ids, mask) for ids, mask in batch.passes])
@@ -217,9 +217,9 @@ def bare_turn(student: Path, batches: list[BareBatch], accelerator: Any) -> Turn
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         first_loss = loss.detach() if number == 0 else first_loss
-    wait_for(accelerator.device)
+    wall, cpu = clocks(accelerator.device) - begin
     texts = sum(len(batch.order) for batch in batches[1:])
-    return Turn(texts / (time.perf_counter() - begin), float(first_loss))
+    return Turn(texts / wall, texts / cpu, first_loss.item())
 
 
 def embed(model: EmbeddingModel, ids: Tensor, mask: Tensor) -> Tensor:
@@ -246,12 +246,13 @@ def trainer_turn(make: Callable[[Path], Trainer]) -> Turn:
         trainer = make(Path(temporary))
         step, backward = trainer._step, trainer.runner.backward
         times: list[float] = []  # of each step: its begin, first forward pass, end of the optimizer's step, end
+        both = []
 
         def timed_step(*given: Any) -> None:
             times.append(time.perf_counter())
             step(*given)
             if trainer.state.step in (1, trainer.total_steps):
-                wait_for(trainer.accelerator.device)
+                both.append(clocks(trainer.accelerator.device))
             times.append(time.perf_counter())
 
         def timed_backward(*given: Any, **named: Any) -> dict[str, Tensor]:
@@ -264,54 +265,48 @@ def trainer_turn(make: Callable[[Path], Trainer]) -> Turn:
         state = trainer.train()
         checkpoint = time.perf_counter() - times[-1]
         first = json.loads((Path(temporary) / "log.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    begins, works, worked, ends = np.reshape(times, (-1, 4)).T
-    seconds = ends[-1] - ends[0]
-    waiting = (begins[1:] - ends[:-1]).sum() / seconds
-    keeping = (works - begins + ends - worked)[1:].sum() / seconds
-    return Turn(state.texts * (1 - 1 / state.step) / seconds, first["loss"], waiting, keeping, checkpoint)
+    (begins, works, worked, ends), (wall, cpu) = np.reshape(times, (-1, 4)).T, both[1] - both[0]
+    waiting = (begins[1:] - ends[:-1]).sum() / wall
+    keeping = (works - begins + ends - worked)[1:].sum() / wall
+    texts = state.texts * (1 - 1 / state.step)
+    return Turn(texts / wall, texts / cpu, first["loss"], waiting, keeping, checkpoint)
 
 
 def report(turns: dict[str, list[Turn]]) -> None:
     """Print a line a system with the trainer's speed relative to it, then where the trainer's time goes."""
-    print(f"{'':34s}{'texts/s':>8s}{'trainer/this':>14s}   turn by turn")
-    ours = turns[OURS]
-    for name, found in turns.items():
-        rate = statistics.median(turn.rate for turn in found)
-        ratio = statistics.median(turn.rate for turn in ours) / rate
-        paired = sorted(one.rate / other.rate for one, other in zip(ours, found, strict=True))
-        middle = f"{statistics.median(paired):.3f} ({paired[0]:.3f} to {paired[-1]:.3f})"
-        print(f"{name:34s}{rate:8.1f}{ratio:14.3f}   {middle}")
-    waiting, keeping, checkpoint = (statistics.median(turn[place] for turn in ours) for place in (2, 3, 4))
-    print(f"\nthe trainer is idle for {waiting + keeping:.2%} of the time: {waiting:.2%} waiting for a batch,")
-    print(f"{keeping:.2%} schedule, log and progress; a checkpoint, every ten minutes, takes {checkpoint:.2f} s")
-
-
-class Step(NamedTuple):
-    """Padded tokens, GB in use before it and at its peak, and seconds; 0 where it was not done as it would not fit."""
-
-    tokens: int
-    before: float
-    peak: float
-    seconds: float
+    medians = {name: Turn(*map(statistics.median, zip(*found, strict=True))) for name, found in turns.items()}
+    ours = medians[OURS]
+    print(f"{'':34s}{'texts/s':>8s}{'trainer/this':>14s}{'by CPU time':>13s}   turn by turn")
+    for name, median in medians.items():
+        paired = sorted(one.rate / other.rate for one, other in zip(turns[OURS], turns[name], strict=True))
+        print(
+            f"{name:34s}{median.rate:8.1f}{ours.rate / median.rate:14.3f}{ours.cpu_rate / median.cpu_rate:13.3f}"
+            f"   {statistics.median(paired):.3f} ({paired[0]:.3f} to {paired[-1]:.3f})"
+        )
+    print(f"\nidle: {ours.waiting:.2%} of the trainer's time waiting for batches, {ours.keeping:.2%} schedule and log;")
+    print(f"a checkpoint, every ten minutes, takes {ours.checkpoint:.2f} s")
 
 
 def memory(work: Work, large: int, fits: int) -> None:
     """Measure one step of a large batch, and of one that fits either way, each in a process of its own; print."""
-    seconds = {}
+    seconds: dict[bool, float] = {}
     print(f"{'rows':>6s}  {'activations':12s}{'tokens':>9s}{'GB before':>11s}{'GB peak':>9s}{'seconds':>9s}")
     for rows, kept in ((large, False), (fits, False), (fits, True)):
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            step = process.submit(one_step, replace(work, batch=rows, steps=1), kept).result()
-        line = f"{rows:6d}  {'kept' if kept else 'not kept':12s}{step.tokens:9d}{step.before:11.2f}{step.peak:9.2f}"
-        print(line + (f"{step.seconds:9.1f}" if step.seconds else "  would be needed: not done"), flush=True)
-        seconds[kept] = step.seconds
+            result = process.submit(one_step, replace(work, batch=rows, steps=1), kept).result()
+        tokens, before, peak, seconds[kept] = result
+        line = f"{rows:6d}  {'kept' if kept else 'not kept':12s}{tokens:9d}{before:11.2f}{peak:9.2f}"
+        print(line + (f"{seconds[kept]:9.1f}" if seconds[kept] else "  would be needed: not done"), flush=True)
     if seconds[True]:
-        ratio = seconds[False] / seconds[True]
-        print(f"\n{fits} rows: a step that keeps no activations takes {ratio:.2f} times as long")
+        print(f"\n{fits} rows: not to keep activations takes {seconds[False] / seconds[True]:.2f} times as long")
 
 
-def one_step(work: Work, kept: bool) -> Step:
-    """The gradient of one contrastive batch, its activations kept or not."""
+def one_step(work: Work, kept: bool) -> tuple[int, float, float, float]:
+    """The gradient of one contrastive batch, its activations kept or not.
+
+    Returns:
+        Padded tokens, the most GB used before it and in all, and seconds: 0 where it would not fit and was not done.
+    """
     accelerator = make_accelerator(work.run)
     device = accelerator.device
     tokens, rows = work.read()
@@ -320,18 +315,18 @@ def one_step(work: Work, kept: bool) -> Step:
     runner = StepRunner(model, tokens, accelerator, settings)
     objective = Objective({"softmax": LossConfig(temperature=TEMPERATURE)}, [])
     training_set = TrainingSet("pairs", rows, objective, settings)
-    runner.backward(runner.prepare(training_set.batch(np.arange(2))), 0, weight=1.0, draw=(0, 0))  # to warm up
-    passes = runner.prepare(training_set.batch(np.arange(len(rows))))
+    few, passes = (runner.prepare(training_set.batch(np.arange(count))) for count in (2, len(rows)))
+    runner.backward(few, 0, weight=1.0, draw=(0, 0))  # to warm up
     before, free = used_and_free(device)
-    config: Any = model.backbone.config
-    needed = before + 4 * ACTIVATIONS_PER_WIDTH * model.hidden_size * config.num_hidden_layers * passes.tokens
-    if kept and needed > FREE_SHARE * free:
-        return Step(passes.tokens, before / 2**30, needed / 2**30, 0.0)
-    begin = time.perf_counter()
+    layers = len(find_layers(model.backbone)[1])
+    needed = before + 4 * ACTIVATIONS_PER_WIDTH * model.hidden_size * layers * passes.tokens
+    if kept and needed > 0.6 * free:  # an estimate, and others need memory too
+        return passes.tokens, before / 2**30, needed / 2**30, 0.0
+    begin = clocks(device)
     runner.backward(passes, 0, weight=1.0, draw=(0, 1))
-    wait_for(device)
-    seconds = time.perf_counter() - begin
-    return Step(passes.tokens, before / 2**30, used_and_free(device)[0] / 2**30, seconds)
+    seconds = float((clocks(device) - begin)[0])
+    assert runner.tokens_in_memory == settings.tokens_in_memory, "memory ran out, and the step was done another way"
+    return passes.tokens, before / 2**30, used_and_free(device)[0] / 2**30, seconds
 
 
 def used_and_free(device: torch.device) -> tuple[int, int]:
@@ -344,10 +339,11 @@ def used_and_free(device: torch.device) -> tuple[int, int]:
     return 1024 * kilobytes["VmHWM:"], 1024 * kilobytes["MemAvailable:"]
 
 
-def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done all that it was told."""
+def clocks(device: torch.device) -> npt.NDArray[np.float64]:
+    """Wall-clock and CPU seconds of this process, when the device has done all that it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 if __name__ == "__main__":

@@ -286,3 +286,7 @@ def _chat_model(server: str | None, name: str | None, local: str | None) -> Any:
     from luotuo_integrations.chat_models import openai_compatible
 
     return openai_compatible(server, name)
+
+
+if __name__ == "__main__":  # accelerate launch -m luotuo_integrations.cli distill ...
+    app()

@@ -50,4 +50,4 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is enough: this package's, and what files, servers and devices raise."""
     openai = sys.modules.get("openai")  # its errors derive from nothing better than Exception
     servers = () if openai is None else (openai.OpenAIError,)
-    return (ImportError, OSError, RuntimeError, TypeError, ValueError, LuotuoError, *servers)
+    return (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError, LuotuoError, *servers)

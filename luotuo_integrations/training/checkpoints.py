@@ -146,11 +146,10 @@ def load_trained(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def optimizer_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as ``"parameter name|key"`` to tensor."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{names[parameter]}|{key}": value
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
+        f"{name}|{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
 

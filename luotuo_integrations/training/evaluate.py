@@ -1,6 +1,6 @@
 """How good an encoder is: evaluation sets of texts in, ``{"set/metric": value}`` out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -223,7 +223,12 @@ def main_metric(sets: Sequence[EvaluationSet]) -> str:
 
 
 def evaluation_of(
-    records: Sequence[Record], name: str, *, first_kind: Kind = "query", second_kind: Kind = "query"
+    records: Sequence[Record],
+    name: str,
+    *,
+    distractors: Iterable[str] = (),
+    first_kind: Kind = "query",
+    second_kind: Kind = "query",
 ) -> RetrievalEvaluation | SimilarityEvaluation | TripletEvaluation:
     """Make the evaluation that records allow.
 
@@ -231,6 +236,7 @@ def evaluation_of(
         records: Pairs alone or with triplets make a retrieval set; its passages are all different positives, and the
             negatives too. Triplets alone make a triplet set, scored pairs a similarity set.
         name: Begins the keys of the metrics.
+        distractors: Further passages of a retrieval set, so that a few records are not found too easily.
         first_kind: How the first texts of scored pairs are encoded.
         second_kind: How the second texts of scored pairs are encoded.
 
@@ -250,18 +256,20 @@ def evaluation_of(
         return SimilarityEvaluation(name, *columns, first_kind, second_kind)
     triplets = [one for one in ranked if isinstance(one, Triplet)]
     if len(triplets) < len(ranked):
-        return _retrieval_of(ranked, name)
+        return _retrieval_of(ranked, name, distractors)
     queries, positives = [one.query for one in triplets], [one.positive for one in triplets]
     return TripletEvaluation(name, queries, positives, [one.negatives for one in triplets])
 
 
-def _retrieval_of(records: Sequence[Pair | Triplet], name: str) -> RetrievalEvaluation:
+def _retrieval_of(records: Sequence[Pair | Triplet], name: str, distractors: Iterable[str]) -> RetrievalEvaluation:
     places: dict[str, int] = {}  # each text once, however often it comes
     wanted: dict[str, set[int]] = {}
     for one in records:
         wanted.setdefault(one.query, set()).add(places.setdefault(one.positive, len(places)))
         for negative in one.negatives if isinstance(one, Triplet) else ():
             places.setdefault(negative, len(places))
+    for text in distractors:
+        places.setdefault(text, len(places))
     return RetrievalEvaluation(name, list(wanted), list(places), list(wanted.values()))
 
 

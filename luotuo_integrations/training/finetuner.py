@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 MOST_NEGATIVES = 8  # of one query in a batch
 WANTED_STEPS = 300
+MOST_DISTRACTORS = 2_000  # passages of the training side among which the held-out queries search too
 MOST_EPOCHS = 10
 BATCH = 32
 DEV_SHARE = 0.1
@@ -138,7 +139,8 @@ class FineTuner:
         objective = self._objective(config)  # a bad loss is told before any work
         accelerator = make_accelerator(config.run)
         train, dev = self._split(config)
-        evaluations = [evaluation_of(dev, "dev"), *self._further_evaluations(config)]
+        others = [record.positive for record in train if not isinstance(record, ScoredPair)][:MOST_DISTRACTORS]
+        evaluations = [evaluation_of(dev, "dev", distractors=others), *self._further_evaluations(config)]
         counts = {"train": len(train), "dev": len(dev), "kind": self.kind.__name__}
         with accelerator.main_process_first():
             folder = RunFolder(config.run.out, config, resume=resume or not accelerator.is_main_process)

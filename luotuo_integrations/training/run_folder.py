@@ -23,7 +23,6 @@ HARMLESS = (
     "run.pack",
     "run.onnx",
     "run.licence",
-    "teacher.base_url",
     "teacher.device",
     "teacher.requests_at_once",
     "teacher.requests_per_minute",
@@ -91,7 +90,7 @@ class RunFolder:
         digest = hashlib.blake2b(digest_size=16)
         for text in texts:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        data = {"fingerprint": digest.hexdigest(), "counts": dict(counts)}
+        data: dict[str, Any] = {"fingerprint": digest.hexdigest(), "counts": dict(counts)}
         before = read_json(self.path / "data.json")
         if before is not None and before["fingerprint"] != data["fingerprint"] and self.student.is_dir():
             then, now = (" ".join(f"{name} {count}" for name, count in one["counts"].items()) for one in (before, data))

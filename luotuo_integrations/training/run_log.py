@@ -28,7 +28,7 @@ class RunLog:
         if enabled and importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(folder / "tensorboard"))
         self._warned = False
 
     def __enter__(self) -> Self:

@@ -165,8 +165,10 @@ class StepRunner:
         if vectors.requires_grad:
             (total * weight).backward()  # type: ignore[no-untyped-call]
         if not keep and vectors.grad is not None:
-            gradients = vectors.grad.split([len(part) for part in parts])
-            for number, gradient in enumerate(gradients):
+            stop = 0
+            for number, part in enumerate(parts):
+                start, stop = stop, stop + len(part)
+                gradient = vectors.grad[start:stop]
                 self._encode(passes, number, draw).backward(gradient)  # type: ignore[no-untyped-call]
         return result
 

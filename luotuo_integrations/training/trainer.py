@@ -79,6 +79,7 @@ class Trainer:
         accelerator: Devices, processes and precision.
         folder: Of the run: checkpoints, log and best weights go there.
         evaluate: Gives metrics of the model as it stands, and the name of the one to judge by (higher is better).
+        start: The main metric of the model as it begins; weights that never reach it are not taken in the end.
         vectors_of: Gives the student's vectors of numbered texts, for mining; None where nothing is mined.
         show_progress: Show a progress bar.
     """
@@ -93,6 +94,7 @@ class Trainer:
         accelerator: "Accelerator",
         folder: Path,
         evaluate: Callable[[], tuple[Metrics, str]] | None = None,
+        start: float | None = None,
         vectors_of: VectorsOf | None = None,
         show_progress: bool = False,
     ) -> None:
@@ -103,6 +105,7 @@ class Trainer:
         self.accelerator = accelerator
         self.folder = folder
         self.evaluate = evaluate
+        self.start = start
         self.vectors_of = vectors_of
         self.show_progress = show_progress and accelerator.is_main_process
         self.state = TrainState()
@@ -145,6 +148,8 @@ class Trainer:
             interruptions() as interrupted,
         ):
             advance(self.state.step)
+            if self.start is not None and self.state.step == 0 and self.accelerator.is_main_process:
+                self._keep_best(self.start)
             self._mine(log, first=True)
             saved = time.monotonic()
             while self.state.epoch < self.config.optimizer.epochs:
@@ -320,6 +325,9 @@ class Trainer:
         best = self.folder / BEST
         if self.state.best_step not in (-1, self.state.step) and best.is_file():
             load_trained(self.model, load_file(best))
+            if self.state.best_step == 0:
+                logger.warning("No evaluation was better than the start: the model is exported as it began")
+                return
             logger.info("The best evaluation was at step %d; its weights are taken", self.state.best_step)
 
     def _interrupt(self) -> None:

@@ -143,6 +143,7 @@ class TrainingRun:
             accelerator=self.accelerator,
             folder=self.folder.path,
             evaluate=lambda: (evaluate(self.encode, evaluations), main),
+            start=before[main],
             vectors_of=lambda numbers: self._embed(tokens, numbers),
             show_progress=self.show_progress,
         )

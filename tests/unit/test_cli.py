@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from luotuo_integrations import CARDS, Encoder, KnowledgeBase, cli
 from tests.openai_stub import OpenAIStubServer
 
-COMMANDS = ("index", "search", "ask", "embed", "models", "doctor")
+COMMANDS = ("index", "search", "ask", "embed", "distill", "finetune", "models", "doctor")
 LEAVE = "# 休假制度\n\n## 年休假\n\n正式员工每年有十五天年休假。\n\n## 试用期\n\n试用期员工暂不享受年休假。\n"
 QUESTION = "试用期员工可以请年休假吗？"
 

@@ -100,3 +100,20 @@ def test_local_model_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert "model.safetensors" in out
     assert "向量维数 384，查询提示语 'query: '" in out
     assert "：相同" in out
+
+
+def test_distill(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = printed("distill", capsys, str(tmp_path / "小模型"))
+    before, after = (float(one) for one in re.search(r"排序相关：训练前 ([\d.]+)，训练后 ([\d.]+)", out).groups())
+    assert after > before
+    assert "报告：report.md，模型：model/" in out
+    assert "答：一线城市住宿标准为每晚不超过四百五十元。" in out
+    assert (tmp_path / "小模型" / "report.md").is_file()
+
+
+def test_finetune(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = printed("finetune", capsys, str(tmp_path / "问答模型"))
+    assert "60 条 Pair，损失 softmax，批大小 15" in out
+    before, after = (float(one) for one in re.search(r"mrr@10：微调前 ([\d.]+)，微调后 ([\d.]+)", out).groups())
+    assert after >= before
+    assert "向量 384 维" in out

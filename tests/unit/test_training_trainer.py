@@ -211,6 +211,19 @@ def test_the_best_evaluation_is_what_stays(tiny_folder: Path, tmp_path: Path) ->
         assert not torch.equal(parameter, seen[3][name]) or "key.bias" in name
 
 
+def test_a_model_that_never_gets_better_is_left_as_it_began(
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = make_parts(tiny_folder)
+    began = {name: one.detach().clone() for name, one in parts.model.named_parameters()}
+    trainer = parts.trainer(make_config(), tmp_path, evaluate=lambda: ({"dev/score": 0.4}, "dev/score"), start=0.5)
+    state = trainer.train()
+    assert (state.best_step, state.best_value, state.step) == (0, 0.5, 6)
+    assert "No evaluation was better than the start" in caplog.text
+    for name, parameter in parts.model.named_parameters():
+        assert torch.equal(parameter, began[name]), name
+
+
 def test_clipping_bounds_the_step(tiny_folder: Path, tmp_path: Path) -> None:
     norms = {}
     for clip in (0.0, 1e-3):

@@ -47,6 +47,7 @@ class TeacherConfig:
         requests_per_minute: Limit to keep; None for none.
         tokens_per_minute: Limit to keep; None for none.
         dimensions: Ask the API for shortened vectors.
+        input_types: Tell the API which texts are queries and which passages, as ``"input_type"``.
         price_per_million_tokens: Price in US dollars, where this package does not know it.
         max_cost: Stop before the first call when the estimate is above this, in US dollars.
         cache: Folder of the cache; None puts it in the run folder. Runs may share one.
@@ -59,6 +60,7 @@ class TeacherConfig:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     dimensions: int | None = None
+    input_types: bool = False
     price_per_million_tokens: float | None = None
     max_cost: float | None = None
     cache: str | None = None

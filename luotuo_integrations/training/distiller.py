@@ -25,16 +25,14 @@ from luotuo_integrations.training.records import Pair, read_records, texts_of
 from luotuo_integrations.training.run_folder import RunFolder
 from luotuo_integrations.training.student_spec import StudentSpec
 from luotuo_integrations.training.students import build_student
-from luotuo_integrations.training.table import TextTable
+from luotuo_integrations.training.table import Ids, TextTable
 from luotuo_integrations.training.teacher_cache import CachedTeacher
 from luotuo_integrations.training.teachers import Estimate, Teacher, open_teacher
 from luotuo_integrations.training.trainer import Metrics
-from luotuo_integrations.training.training_run import MATRIX_ROWS, RunResult, TrainingRun, make_accelerator
+from luotuo_integrations.training.training_run import MATRIX_ROWS, Matrix, RunResult, TrainingRun, make_accelerator
 from luotuo_integrations.training.training_set import TeacherTable, TrainingSet
 
 logger = logging.getLogger(__name__)
-
-KIND: Kind = "passage"  # halves of articles are passages, the left one too
 
 
 class Distiller:
@@ -98,29 +96,26 @@ class Distiller:
             folder.begin((text for pair in (*pairs.train, *pairs.dev) for text in texts_of(pair)), pairs.counts)
             if not folder.student.is_dir():
                 self._find_base()  # before the teacher is paid
+            source = self.teacher or self._open_teacher()
+            kinds = _kinds(source)
             table = TextTable()
-            numbers = {
-                side: np.stack(
-                    [table.add_all([p.query for p in rows], KIND), table.add_all([p.positive for p in rows], KIND)], 1
-                )
-                for side, rows in (("train", pairs.train), ("dev", pairs.dev))
-            }
-            teacher = self._teacher_table(folder.path, table)
-            student = self._student(folder.student, table, teacher.vectors.shape[1])
+            train_numbers, dev_numbers = (_numbers(table, rows, kinds) for rows in (pairs.train, pairs.dev))
+            teacher = self._teacher_table(folder.path, source, table)
+            student = self._student(folder.student, table, kinds, teacher.vectors.shape[1])
         run = TrainingRun(folder, config, student, accelerator, show_progress=self.show_progress)
         batch = self._batch(len(pairs.train))
-        train = TrainingSet("corpus", numbers["train"], self.objective, batch, teacher=teacher, mining=config.mining)
-        dev = self._pair_evaluation(pairs.dev, teacher.of(numbers["dev"]))
+        train = TrainingSet("corpus", train_numbers, self.objective, batch, teacher=teacher, mining=config.mining)
+        dev = self._pair_evaluation(pairs.dev, kinds, teacher.of(dev_numbers))
         evaluations = [dev, *further]
         left, right = (list(side[:MATRIX_ROWS]) for side in (dev.left, dev.right))
-        halves = teacher.of(numbers["dev"][:MATRIX_ROWS])
+        halves = teacher.of(dev_numbers[:MATRIX_ROWS])
         return run.train(
             table,
             [train],
             evaluations,
             teacher=teacher_metrics([dev]),
-            description=lambda after: self._description(after, pairs.counts),
-            matrix=(left, right, halves[:, 0] @ halves[:, 1].T),
+            description=lambda after: self._description(after, source, pairs.counts),
+            matrix=Matrix(left, right, kinds, halves[:, 0] @ halves[:, 1].T),
         )
 
     def _pairs(self) -> PairSet:
@@ -146,9 +141,9 @@ class Distiller:
             raise ConfigError(msg)
         return pairs
 
-    def _teacher_table(self, run: Path, table: TextTable) -> TeacherTable:
+    def _open_teacher(self) -> Teacher:
         settings = self.config.teacher
-        teacher = self.teacher or open_teacher(
+        return open_teacher(
             settings.model,
             base_url=settings.base_url,
             device=settings.device,
@@ -157,8 +152,11 @@ class Distiller:
             tokens_per_minute=settings.tokens_per_minute,
             price_per_million_tokens=settings.price_per_million_tokens,
             dimensions=settings.dimensions,
+            input_types=settings.input_types,
         )
-        self._teacher_name, self._teacher_licence = teacher.name, teacher.licence
+
+    def _teacher_table(self, run: Path, teacher: Teacher, table: TextTable) -> TeacherTable:
+        settings = self.config.teacher
         cached = CachedTeacher(
             teacher,
             Path(settings.cache) if settings.cache else run / "teacher",
@@ -166,7 +164,7 @@ class Distiller:
             show_progress=self.show_progress,
             on_estimate=self.on_estimate,
         )
-        vectors, rows = cached.vectors(table.texts, KIND)
+        vectors, rows = cached.vectors(table.texts, table.kinds)
         return TeacherTable(vectors, rows)
 
     def _find_base(self) -> None:
@@ -175,7 +173,7 @@ class Distiller:
         if spec.glm is None:
             resolve(self.config.student.base if spec.base is None else spec.base)
 
-    def _student(self, folder: Path, table: TextTable, dimension: int) -> Path:
+    def _student(self, folder: Path, table: TextTable, kinds: tuple[Kind, Kind], dimension: int) -> Path:
         if not folder.is_dir():
             build_student(
                 self.config.student.build,
@@ -184,6 +182,7 @@ class Distiller:
                 teacher_dimension=dimension,
                 texts=table.texts,
                 max_tokens=self.config.student.max_tokens,
+                one_prompt=kinds[0] == kinds[1],
                 prefix_tokens=self.config.strategy.prefix_tokens if self.config.strategy.name == "prefix" else 0,
                 seed=self.config.seed,
             )
@@ -195,13 +194,13 @@ class Distiller:
             logger.warning("batch.size=%d, but there are %d pairs to train on: all are one batch", batch.size, rows)
         return batch
 
-    def _pair_evaluation(self, pairs: Sequence[Pair], vectors: Vectors) -> PairEvaluation:
+    def _pair_evaluation(self, pairs: Sequence[Pair], kinds: tuple[Kind, Kind], vectors: Vectors) -> PairEvaluation:
         return PairEvaluation(
             "dev",
             [pair.query for pair in pairs],
             [pair.positive for pair in pairs],
-            left_kind=KIND,
-            right_kind=KIND,
+            left_kind=kinds[0],
+            right_kind=kinds[1],
             teacher_left=vectors[:, 0],
             teacher_right=vectors[:, 1],
             candidates=self.config.evaluation.candidates,
@@ -211,14 +210,25 @@ class Distiller:
         files = [*self.config.evaluation.retrieval, *self.config.evaluation.similarity]
         return [evaluation_of(read_records(Path(one)), Path(one).stem) for one in files]
 
-    def _description(self, metrics: Metrics, counts: Mapping[str, int]) -> ModelDescription:
+    def _description(self, metrics: Metrics, teacher: Teacher, counts: Mapping[str, int]) -> ModelDescription:
         corpus = ", ".join(self.config.data.corpus) or "texts given in Python"
         return ModelDescription(
-            name=self.config.run.name or Path(self.config.run.out).name,
+            name=self.config.run.name or f"{self.config.run.out}/model",
             base=f"{self.config.student.base} ({self.config.student.build})",
-            teacher=self._teacher_name,
-            teacher_licence=self._teacher_licence,
+            teacher=teacher.name,
+            teacher_licence=teacher.licence,
             data=f"{counts['train']} pairs of halves for training, {counts['dev']} for evaluation: {corpus}",
             licence=self.config.run.licence,
             metrics=metrics,
         )
+
+
+def _kinds(teacher: Teacher) -> tuple[Kind, Kind]:
+    """How front and back halves are embedded: both prompts of the student must be trained, or there must be one."""
+    return ("query", "passage") if teacher.distinguishes_kinds else ("passage", "passage")
+
+
+def _numbers(table: TextTable, pairs: Sequence[Pair], kinds: tuple[Kind, Kind]) -> Ids:
+    """Text numbers of the halves: int64 (N, 2)."""
+    columns = [pair.query for pair in pairs], [pair.positive for pair in pairs]
+    return np.stack([table.add_all(texts, kind) for texts, kind in zip(columns, kinds, strict=True)], axis=1)

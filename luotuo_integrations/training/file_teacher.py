@@ -73,6 +73,11 @@ class FileTeacher:
         """As given."""
         return self._licence
 
+    @property
+    def distinguishes_kinds(self) -> bool:
+        """Never: a text has one vector."""
+        return False
+
     def estimate(self, texts: Sequence[str]) -> Estimate:
         """Nothing is called, nothing costs."""
         check_texts(texts)

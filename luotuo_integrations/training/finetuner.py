@@ -220,7 +220,7 @@ class FineTuner:
     def _description(self, config: TrainConfig, metrics: Metrics, counts: dict[str, Any]) -> ModelDescription:
         data = ", ".join(config.data.records) or "records given in Python"
         return ModelDescription(
-            name=config.run.name or Path(config.run.out).name,
+            name=config.run.name or f"{config.run.out}/model",
             base=config.student.base,
             teacher=None,
             data=f"{counts['train']} {counts['kind']} records for training, {counts['dev']} for evaluation: {data}",

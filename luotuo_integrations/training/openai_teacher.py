@@ -139,6 +139,11 @@ class OpenAICompatibleTeacher:
         """What may be done with the vectors is in the provider's terms."""
         return "unknown: see the provider's terms"
 
+    @property
+    def distinguishes_kinds(self) -> bool:
+        """Whether the kind is sent along, or the prompts differ."""
+        return self._input_types or self.prompts.get("query", "") != self.prompts.get("passage", "")
+
     def estimate(self, texts: Sequence[str]) -> Estimate:
         """Tell requests, tokens, cost and the least time, without any call; prompts are left out of the count."""
         check_texts(texts)

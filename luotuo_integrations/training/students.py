@@ -44,6 +44,7 @@ def build_student(
     texts: Iterable[str] = (),
     max_tokens: int | None = None,
     prompts: Mapping[str, str] | None = None,
+    one_prompt: bool = False,
     pooling: str | None = None,
     prefix_tokens: int = 0,
     seed: int = 0,
@@ -64,6 +65,7 @@ def build_student(
         texts: Texts whose pieces are counted for ``vocab:``; read once, and only then.
         max_tokens: Longest text in tokens, special tokens included.
         prompts: Text put in front, by ``"query"`` and ``"passage"``; a kind that is missing keeps the base's.
+        one_prompt: Queries get the prompt of passages, for a teacher that embeds both in one way.
         pooling: One of ``pooling.POOLINGS``.
         prefix_tokens: So many new tokens ``<luotuo-prefix-0>`` and so on are put before both prompts. Their embeddings,
             the last rows, start at the mean embedding, with noise of a tenth of the embeddings' standard deviation.
@@ -95,6 +97,9 @@ def build_student(
     model, reader = _load(base if parsed.base is None else parsed.base, cache_folder, revision)
     model = _with_architecture(model, reader, parsed, max_tokens, seed)
     model = _with_settings(model, reader, max_tokens, prompts or {}, pooling)
+    if one_prompt:
+        passage = model.settings.prompts["passage"]
+        model.settings = replace(model.settings, prompts={"query": passage, "passage": passage})
     tokenizer = reader.tokenizer
     if parsed.vocabulary is not None:
         tokenizer = _prune_vocabulary(model, reader, parsed.vocabulary, texts)

@@ -7,8 +7,9 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -83,21 +84,27 @@ class CachedTeacher:
         """The licence of the teacher behind."""
         return self._teacher.licence
 
-    def estimate(self, texts: Sequence[str], kind: Kind = "passage") -> Estimate:
+    @property
+    def distinguishes_kinds(self) -> bool:
+        """Whether the teacher behind embeds a query otherwise than a passage."""
+        return self._teacher.distinguishes_kinds
+
+    def estimate(self, texts: Sequence[str], kinds: Kind | Sequence[Kind] = "passage") -> Estimate:
         """Tell what embedding the texts that are not kept will take, without any call.
 
         Args:
             texts: The texts.
-            kind: What they are: a text may be kept as the one and not as the other.
+            kinds: What they are, all or each: a text may be kept as the one and not as the other.
         """
-        return self._teacher.estimate(self._missing(texts, self._keys(texts, kind)))
+        missing = self._missing(texts, kinds)
+        return self._teacher.estimate([text for text, _ in missing.values()])
 
-    def vectors(self, texts: Sequence[str], kind: Kind) -> tuple[Vectors, npt.NDArray[np.int64]]:
+    def vectors(self, texts: Sequence[str], kinds: Kind | Sequence[Kind]) -> tuple[Vectors, npt.NDArray[np.int64]]:
         """Embed what is missing, then give everything without reading it into memory.
 
         Args:
             texts: Texts, repeated ones too.
-            kind: What they are.
+            kinds: What they are: one kind for all, or one for each.
 
         Returns:
             All vectors that are kept, float32 (M, D), mapped from the disk and read-only, and the row of each text,
@@ -109,10 +116,10 @@ class CachedTeacher:
             OSError: If the disk is full; what had been finished is kept.
         """
         check_texts(texts)
-        keys = self._keys(texts, kind)
+        keys = self._keys(texts, kinds)
         if any(key not in self._rows for key in keys):
             with self._writing():
-                self._embed_missing(self._missing(texts, keys), kind)
+                self._embed_missing(self._missing(texts, kinds))
         rows = np.fromiter((self._rows[key] for key in keys), dtype=np.int64, count=len(keys))
         if not self._rows or self._dimension is None:
             return np.empty((0, self._dimension or 0), dtype=np.float32), rows
@@ -138,19 +145,21 @@ class CachedTeacher:
     def _meta_path(self) -> Path:
         return self.folder / "meta.json"
 
-    def _keys(self, texts: Sequence[str], kind: Kind) -> list[bytes]:
-        start = hashlib.blake2b(f"{self._name}\0{kind}\0".encode(), digest_size=_KEY_BYTES)
+    def _keys(self, texts: Sequence[str], kinds: Kind | Sequence[Kind]) -> list[bytes]:
+        starts = {
+            kind: hashlib.blake2b(f"{self._name}\0{kind}\0".encode(), digest_size=_KEY_BYTES) for kind in get_args(Kind)
+        }
         keys = []
-        for text in texts:
-            digest = start.copy()
+        for text, kind in _with_kinds(texts, kinds):
+            digest = starts[kind].copy()
             digest.update(text.encode("utf-8", "surrogatepass"))
             keys.append(digest.digest())
         return keys
 
-    def _missing(self, texts: Sequence[str], keys: Sequence[bytes]) -> list[str]:
-        """Texts that are not kept, each once."""
-        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
-        return list(missing.values())
+    def _missing(self, texts: Sequence[str], kinds: Kind | Sequence[Kind]) -> dict[bytes, tuple[str, Kind]]:
+        """What is not kept: key to text and kind."""
+        keyed = zip(self._keys(texts, kinds), _with_kinds(texts, kinds), strict=True)
+        return {key: text for key, text in keyed if key not in self._rows}
 
     def _load(self) -> int:
         """Read which vectors are kept, as far as both files go, and return their number."""
@@ -203,16 +212,19 @@ class CachedTeacher:
             if path.is_file() and path.stat().st_size != count * size:
                 os.truncate(path, count * size)
 
-    def _embed_missing(self, texts: list[str], kind: Kind) -> None:
-        if not texts:  # another process has embedded them meanwhile
+    def _embed_missing(self, missing: dict[bytes, tuple[str, Kind]]) -> None:
+        if not missing:  # another process has embedded them meanwhile
             return
-        self._tell_estimate(texts)
-        keys = self._keys(texts, kind)
-        with progress_bar("Embedding", len(texts), enabled=self._show_progress) as advance:
-            for positions, vectors in self._teacher.embed_batches(texts, kind):
-                self._append([keys[position] for position in positions], vectors)
-                advance(len(positions))
-        if left := self._missing(texts, keys):
+        self._tell_estimate([text for text, _ in missing.values()])
+        with progress_bar("Embedding", len(missing), enabled=self._show_progress) as advance:
+            for kind in get_args(Kind):
+                keys = [key for key, (_, its) in missing.items() if its == kind]
+                texts = [missing[key][0] for key in keys]
+                for positions, vectors in self._teacher.embed_batches(texts, kind) if texts else ():
+                    self._append([keys[position] for position in positions], vectors)
+                    advance(len(positions))
+        left = [text for key, (text, _) in missing.items() if key not in self._rows]
+        if left:
             msg = f"{self._name} gave no vector for {len(left)} texts, first {left[0][:40]!r}"
             raise TeacherError(msg)
 
@@ -226,7 +238,8 @@ class CachedTeacher:
             return
         if estimate.cost is None:
             msg = (
-                f"The cost of {self._name} is unknown, and max_cost={self._max_cost}: pass price_per_million_tokens=..."
+                f"The cost of {self._name} is unknown, and max_cost={self._max_cost}: give price_per_million_tokens "
+                "(--set teacher.price_per_million_tokens=0.02)"
             )
             raise TeacherError(msg)
         if estimate.cost > self._max_cost:
@@ -265,6 +278,10 @@ class CachedTeacher:
             _write(file, json.dumps(meta, ensure_ascii=False, indent=2).encode())
         temporary.replace(self._meta_path)
         self._dimension = dimension
+
+
+def _with_kinds(texts: Sequence[str], kinds: Kind | Sequence[Kind]) -> Iterator[tuple[str, Kind]]:
+    return zip(texts, repeat(kinds) if isinstance(kinds, str) else kinds, strict=not isinstance(kinds, str))
 
 
 def _checked_dimension(value: object) -> int:

@@ -33,6 +33,10 @@ class Teacher(Protocol):
     def licence(self) -> str:
         """Licence of the teacher, as far as it is known."""
 
+    @property
+    def distinguishes_kinds(self) -> bool:
+        """Whether it embeds a query otherwise than a passage."""
+
     def estimate(self, texts: Sequence[str]) -> Estimate:
         """Tell what embedding the texts will take, without any call."""
 
@@ -114,6 +118,11 @@ class LocalTeacher:
         """The licence on the model's card."""
         card = self._encoder.card
         return card.licence if card is not None else "unknown: see the model's own card"
+
+    @property
+    def distinguishes_kinds(self) -> bool:
+        """Whether the prompts of queries and passages differ."""
+        return self._encoder.prompts["query"] != self._encoder.prompts["passage"]
 
     def estimate(self, texts: Sequence[str]) -> Estimate:
         """Tell about how many tokens there are; no call, no cost."""

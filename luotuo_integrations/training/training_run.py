@@ -35,6 +35,23 @@ MATRIX_ROWS = 128  # of R and S in the report
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """Halves of which the report shows R beside S.
+
+    Attributes:
+        left: n front halves.
+        right: n back halves.
+        kinds: How they are embedded.
+        teacher: S, float32 (n, n): the teacher's cosines.
+    """
+
+    left: Sequence[str]
+    right: Sequence[str]
+    kinds: tuple[Kind, Kind]
+    teacher: Vectors
+
+
+@dataclass(frozen=True, slots=True)
 class RunResult:
     """What a run leaves.
 
@@ -117,7 +134,7 @@ class TrainingRun:
         *,
         teacher: Metrics,
         description: Callable[[Metrics], ModelDescription],
-        matrix: tuple[Sequence[str], Sequence[str], Vectors] | None = None,
+        matrix: Matrix | None = None,
     ) -> RunResult:
         """Train, evaluate, export and report.
 
@@ -127,7 +144,7 @@ class TrainingRun:
             evaluations: What to measure, before, while and after.
             teacher: The teacher's own metrics.
             description: Metrics to the model card.
-            matrix: Left texts, right texts and the teacher's cosines S (n, n), for the picture of R beside S.
+            matrix: For the picture of R beside S.
         """
         tokens = self.tokens(table, show_progress=self.show_progress)
         main = main_metric(evaluations)
@@ -181,12 +198,12 @@ class TrainingRun:
     def _embed(self, tokens: TokenTable, numbers: Ids) -> Vectors:
         return embed_numbers(self.model, tokens, numbers, budget=self.budget, device=self.accelerator.device)
 
-    def _write_matrix(self, matrix: tuple[Sequence[str], Sequence[str], Vectors] | None) -> None:
+    def _write_matrix(self, matrix: Matrix | None) -> None:
         if matrix is None:
             return
-        left, right, teacher = matrix
-        first, second = (unit(self.encode(texts, "passage")) for texts in (left, right))
-        tensors = {"student": first @ second.T, "teacher": np.ascontiguousarray(teacher, np.float32)}
+        columns = zip((matrix.left, matrix.right), matrix.kinds, strict=True)
+        first, second = (unit(self.encode(texts, kind)) for texts, kind in columns)
+        tensors = {"student": first @ second.T, "teacher": np.ascontiguousarray(matrix.teacher, np.float32)}
         temporary = self.folder.path / ".similarity.partial"
         save_file(tensors, temporary)
         temporary.replace(self.folder.path / "similarity.safetensors")

@@ -13,8 +13,8 @@ import torch
 
 from luotuo_integrations import FAISS, Encoder, LuotuoEmbeddings
 from luotuo_integrations.errors import ModelNotFoundError
+from luotuo_integrations.model_folder import read_settings
 from luotuo_integrations.modeling import EmbeddingModel
-from luotuo_integrations.training import distiller as distiller_module
 from luotuo_integrations.training.config import ConfigError, TrainConfig
 from luotuo_integrations.training.distiller import Distiller
 from luotuo_integrations.training.openai_teacher import OpenAICompatibleTeacher
@@ -527,4 +527,32 @@ def test_another_configuration_or_corpus_is_refused(finished: Finished, tmp_path
 def test_the_default_loss_is_the_method_of_luotuo(tiny_folder: Path) -> None:
     config = distillation(tiny_folder, Path("没有"), teacher__model="openai:x")
     assert set(Distiller(config, documents=[]).config.loss) == {"feature", "kl", "cse"}
-    assert distiller_module.KIND == "passage"
+
+
+# Queries and passages
+
+
+def test_a_teacher_that_knows_one_kind_gives_a_student_with_one_prompt(finished: Finished) -> None:
+    """Else the prompt of queries would stand before texts that the student never learnt with it."""
+    settings = read_settings(finished.result.model, None)
+    assert settings.prompts == {"query": "", "passage": ""}  # the base's: "query: " and ""
+    encoder = Encoder(finished.result.model, device="cpu")
+    np.testing.assert_array_equal(encoder.encode(["年假"], "query"), encoder.encode(["年假"], "passage"))
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_of_a_teacher_that_knows_queries_front_halves_are_learnt_as_queries(
+    tiny_folder: Path, tmp_path: Path, server: EmbeddingStub, local: bool
+) -> None:
+    if local:
+        config = distillation(tiny_folder, tmp_path / "run", teacher__model=str(tiny_folder))
+    else:
+        config = from_server(server, tiny_folder, tmp_path / "run", teacher__input_types=True)
+    result = Distiller(config, documents=articles()).run()
+    assert read_settings(result.model, None).prompts == {"query": "query: ", "passage": ""}
+    if not local:
+        kinds = [request["input_type"] for request in server.requests]
+        assert set(kinds) == {"query", "passage"}
+        fronts = {text for request in server.requests if request["input_type"] == "query" for text in request["input"]}
+        pairs = Distiller(config, documents=articles())._pairs()
+        assert fronts == {pair.query for pair in (*pairs.train, *pairs.dev)}

@@ -23,7 +23,7 @@ from transformers import (
 
 from luotuo_integrations.encoder import Encoder
 from luotuo_integrations.errors import ModelNotFoundError
-from luotuo_integrations.model_folder import DenseSettings, ModelSettings
+from luotuo_integrations.model_folder import DenseSettings, ModelSettings, read_settings
 from luotuo_integrations.modeling import EmbeddingModel, make_head
 from luotuo_integrations.registry import ASSETS, DEFAULT_MODEL
 from luotuo_integrations.tokenization import TextTokenizer
@@ -297,6 +297,11 @@ def test_a_folder_in_use_is_refused_before_anything_is_loaded(tmp_path: Path) ->
         build_student("bert", tmp_path, base="no such model")
     with pytest.raises(ModelNotFoundError):
         build_student("bert", tmp_path / "student", base="no such model")
+
+
+def test_with_one_prompt_queries_are_embedded_as_passages(base: Path, tmp_path: Path) -> None:
+    folder = build_student("bert", tmp_path / "a", base=base, prompts={"passage": "水:"}, one_prompt=True)
+    assert read_settings(folder, None).prompts == {"query": "水:", "passage": "水:"}
 
 
 @pytest.mark.parametrize("bundled", [False, True])

@@ -31,6 +31,7 @@ class CountingTeacher:
     """Vectors of the stub, three texts a batch, the last batch first; notes what it was asked."""
 
     licence = "CC0-1.0"
+    distinguishes_kinds = True
 
     def __init__(self, name: str = "counting", *, dimension: int = 8, cost: float | None = 0.5) -> None:
         self.name = name
@@ -367,3 +368,15 @@ def test_kill_9_at_any_moment_repeats_no_call_whose_vectors_were_kept(tmp_path: 
     vectors, rows = CachedTeacher(hired(server.base_url), tmp_path).vectors(texts, "passage")
     assert vectors.shape == (len(texts), 8)
     assert np.array_equal(vectors[rows], np.stack([stub_vector(text) for text in texts]))
+
+
+def test_texts_may_each_have_a_kind_of_their_own(tmp_path: Path) -> None:
+    told: list[Estimate] = []
+    cache = CachedTeacher(CountingTeacher(), tmp_path, on_estimate=told.append)
+    texts, kinds = ["骆驼", "沙漠", "骆驼"], ("query", "passage", "passage")
+    vectors, rows = cache.vectors(texts, kinds)
+    for text, kind, row in zip(texts, kinds, rows, strict=True):
+        assert np.array_equal(vectors[row], stub_vector(text, 8, kind))
+    assert [estimate.texts for estimate in told] == [3]  # one estimate for both kinds
+    with pytest.raises(ValueError, match="shorter"):
+        cache.vectors(texts, ["query"])

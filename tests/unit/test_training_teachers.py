@@ -41,6 +41,7 @@ class ScriptedTeacher:
 
     name = "scripted"
     licence = "CC0-1.0"
+    distinguishes_kinds = True
 
     def __init__(self, batches: list[list[int]]) -> None:
         self.batches = batches

@@ -67,7 +67,7 @@ class _ConsoleHandler(logging.Handler):
         err.print(f"[yellow]{record.levelname.capitalize()}:[/yellow] {escape(self.format(record))}", soft_wrap=True)
 
 
-_clear_errors = clear_errors("Interrupted. What was indexed so far is kept; the same command goes on from there.")
+_clear_errors = clear_errors("What was indexed so far is kept; the same command goes on from there.")
 
 
 @app.callback()

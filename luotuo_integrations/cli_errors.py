@@ -33,8 +33,8 @@ def clear_errors(interrupted: str) -> Callable[[Callable[Parameters, Result]], C
                 return command(*args, **kwargs)
             except (typer.Exit, BrokenPipeError):
                 raise  # click knows what to do; `luotuo search ... | head` ends quietly
-            except KeyboardInterrupt:
-                err.print(interrupted, soft_wrap=True)
+            except KeyboardInterrupt as error:
+                err.print(f"{str(error) or 'Interrupted'}. {interrupted}", soft_wrap=True)
                 raise typer.Exit(130) from None
             except _expected_errors() as error:
                 logger.info("Where it happened:", exc_info=error)

@@ -1,6 +1,7 @@
 """The commands `luotuo distill` and `luotuo finetune`."""
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 err = standard_error()
 
-INTERRUPTED = "Interrupted. What was finished is kept; the same command with --resume goes on from there."
+FINETUNED = "runs/finetuned"
+INTERRUPTED = "What was finished is kept; the same command with --resume goes on from there."
 
 Recipe = Annotated[Path | None, typer.Argument(help="A .toml recipe: see training/recipes.", show_default=False)]
 Out = Annotated[str | None, typer.Option(help="Folder of the run.", show_default="the recipe's")]
@@ -53,7 +55,8 @@ def distill(
     base: Base = None,
     out: Out = None,
     max_cost: Annotated[
-        float | None, typer.Option(min=0, help="Stop before the first call if the teacher would cost more, in USD.")
+        float | None,
+        typer.Option(min=0, help="Stop before the first call if it would cost more (USD; CNY for qianfan, zhipu)."),
     ] = None,
     epochs: Epochs = None,
     device: Device = None,
@@ -108,8 +111,10 @@ def finetune(
 
     _show_log()
     show = err.is_terminal
+    if recipe is None and out is None:
+        given["run.out"] = FINETUNED
     values = {key: value for key, value in given.items() if value is not None}
-    if recipe is None and pairs and not (resume and _of_run(out).is_file()):
+    if recipe is None and pairs and not (resume and _of_run(out or FINETUNED).is_file()):
         tuner = FineTuner.from_pretrained(model or DEFAULT_MODEL, dataset=pairs, show_progress=show)
         tuner.config = tuner.config.with_values(values).with_overrides(overrides or [])
     else:
@@ -121,7 +126,7 @@ def _config(recipe: Path | None, given: dict[str, Any], overrides: list[str] | N
     """The recipe, or the run that goes on, or the defaults; then what was given on the command line."""
     from luotuo_integrations.training.config import TrainConfig
 
-    before = _of_run(given.get("run.out"))
+    before = _of_run(given.get("run.out") or TrainConfig().run.out)
     if recipe is not None:
         config = TrainConfig.from_file(recipe)
     elif resume and before.is_file():
@@ -132,9 +137,9 @@ def _config(recipe: Path | None, given: dict[str, Any], overrides: list[str] | N
     return config.with_overrides(overrides or [])
 
 
-def _of_run(out: str | None) -> Path:
+def _of_run(out: str) -> Path:
     """The configuration that a run keeps in its folder."""
-    return Path(out or "") / "config.json"
+    return Path(out) / "config.json"
 
 
 def _tell(estimate: "Estimate") -> None:
@@ -146,6 +151,8 @@ def _show_log() -> None:
 
 
 def _say(result: "RunResult") -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process of several speaks
     for name, value in result.after.items():
         before = result.before.get(name)
         typer.echo(f"{name}: {value:.4f}" + ("" if before is None else f" (before: {before:.4f})"))

@@ -131,7 +131,9 @@ class EmbeddingModel(nn.Module):
             heads = [_load_head(folder, head) for head in settings.heads]
         model = cls(backbone, settings, heads).eval()
         # Parameters only: rotary frequencies are buffers, and in bfloat16 they misplace every far token.
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
+            if name.startswith("backbone.glm.") and dtype == torch.float32:
+                continue  # frozen and large: it stays in the type it is stored in
             parameter.data = parameter.data.to(dtype)
         return model
 

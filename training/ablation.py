@@ -92,7 +92,7 @@ def main() -> None:
     names = arguments.only or list(VARIANTS)
     for name in names:
         run = arguments.out / slug(name)
-        if metrics_of(run, "after") is None:
+        if not (run / "report.md").is_file():
             config = base.with_overrides(VARIANTS[name]).with_values({"run.out": str(run)})
             if config.teacher.cache is None:
                 config = config.with_values({"teacher.cache": str(arguments.out / "teacher")})

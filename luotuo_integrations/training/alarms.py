@@ -54,9 +54,6 @@ def _collapses(after: Mapping[str, float], teacher: Mapping[str, float]) -> list
 def _loss_alarms(log: Sequence[Event]) -> list[str]:
     """Within the last epoch: between epochs the weights of the loss may change, and so its size."""
     steps = [event for event in log if event["event"] == "step" and "loss" in event]
-    broken = next((event["step"] for event in steps if not math.isfinite(event["loss"])), None)
-    if broken is not None:
-        return [f"The loss was not a finite number from step {broken} on. Lower the learning rate."]
     losses = np.array([event["loss"] for event in steps if event.get("epoch") == steps[-1].get("epoch")])
     window = max(3, len(losses) // 10)
     if len(losses) < 3 * window:

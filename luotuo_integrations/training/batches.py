@@ -5,6 +5,8 @@ last batch holds what is left, 2 rows or more; a single row left over, of no use
 batch, joins the batch before it, which then has one more than ``size``. Fewer rows than ``size`` are one batch.
 """
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -53,8 +55,24 @@ def epoch_batches(
     return [batches[place] for place in generator.permutation(len(batches))]
 
 
+class VectorRows(Protocol):
+    """N vectors that need not lie in memory."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: Indices, /) -> Vectors:
+        """Float32 (n, D) for n row numbers."""
+
+
 def neighbour_batches(
-    vectors: Vectors, size: int, *, seed: int, epoch: int, pool: int = 8192, device: str | torch.device = "cpu"
+    vectors: Vectors | VectorRows,
+    size: int,
+    *,
+    seed: int,
+    epoch: int,
+    pool: int = 8192,
+    device: str | torch.device = "cpu",
 ) -> list[Indices]:
     """Make batches of rows that lie near each other: their in-batch negatives are hard.
 
@@ -63,7 +81,7 @@ def neighbour_batches(
     ``len(vectors) * pool / size`` cosines; what lies near in another pool is met in another epoch.
 
     Args:
-        vectors: float32 (N, D), the teacher's for instance.
+        vectors: float32 (N, D), the teacher's for instance; or what gives some of them, a pool at a time.
         size: Rows of a batch, at least 1.
         seed: At least 0.
         epoch: At least 0.
@@ -118,9 +136,10 @@ def same_text_mask(
     candidates = positive_ids if negative_ids is None else np.concatenate([positive_ids, negative_ids.ravel()])
     same: npt.NDArray[np.bool_] = positive_ids[:, None] == candidates
     if query_ids is not None:
-        same_query = query_ids[:, None] == query_ids
-        answers = same_query.astype(np.float32) @ same.astype(np.float32) > 0  # floats, for which there is a fast road
-        same = answers | (query_ids[:, None] == candidates)
+        if len(np.unique(query_ids)) < count:
+            same_query = (query_ids[:, None] == query_ids).astype(np.float32)
+            same = same_query @ same.astype(np.float32) > 0  # floats, for which there is a fast road
+        same |= query_ids[:, None] == candidates
     np.fill_diagonal(same[:, :count], False)
     return same
 

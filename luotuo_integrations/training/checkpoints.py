@@ -73,6 +73,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{target.name}.partial"
+        replaced = self.folder / f".{target.name}.replaced"
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir()
@@ -85,10 +86,12 @@ class Checkpoints:
             (temporary / MANIFEST).write_text(json.dumps({"files": sizes}), encoding="utf-8")
             for path in temporary.iterdir():
                 _flush(path)
-            shutil.rmtree(target, ignore_errors=True)
+            if target.exists():  # of the same step: it goes when the new one is complete
+                target.replace(replaced)
             temporary.replace(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
         for old in self.steps()[self.keep :]:
             shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
         return target

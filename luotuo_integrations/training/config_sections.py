@@ -48,8 +48,9 @@ class TeacherConfig:
         tokens_per_minute: Limit to keep; None for none.
         dimensions: Ask the API for shortened vectors.
         input_types: Tell the API which texts are queries and which passages, as ``"input_type"``.
-        price_per_million_tokens: Price in US dollars, where this package does not know it.
-        max_cost: Stop before the first call when the estimate is above this, in US dollars.
+        price_per_million_tokens: Price where this package does not know it, in the provider's currency: US dollars, or
+            yuan for qianfan and zhipu.
+        max_cost: Stop before the first call when the estimate is above this, in the same currency.
         cache: Folder of the cache; None puts it in the run folder. Runs may share one.
     """
 
@@ -214,7 +215,7 @@ class RunConfig:
 
     out: str = "runs/luotuo"
     name: str | None = None
-    device: str | None = None
+    device: Literal["cpu"] | None = None
     precision: Literal["auto", "no", "bf16"] = "auto"
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 2

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from luotuo_integrations.glm_encoder import find_glm
 from luotuo_integrations.registry import resolve
 from luotuo_integrations.texts import Kind, Vectors
 from luotuo_integrations.training.cleaning import PairSet, make_pairs
@@ -33,6 +34,8 @@ from luotuo_integrations.training.training_run import MATRIX_ROWS, Matrix, RunRe
 from luotuo_integrations.training.training_set import TeacherTable, TrainingSet
 
 logger = logging.getLogger(__name__)
+
+SPLIT_SEED = 0  # runs of different seeds are compared on the same texts
 
 
 class Distiller:
@@ -93,14 +96,16 @@ class Distiller:
         with accelerator.main_process_first():
             folder = RunFolder(config.run.out, config, resume=resume or not accelerator.is_main_process)
             pairs = self._pairs()
-            folder.begin((text for pair in (*pairs.train, *pairs.dev) for text in texts_of(pair)), pairs.counts)
+            texts = (text for pair in (*pairs.train, *pairs.dev) for text in texts_of(pair))
+            folder.begin(texts, pairs.counts, write=accelerator.is_main_process)
             if not folder.student.is_dir():
                 self._find_base()  # before the teacher is paid
             source = self.teacher or self._open_teacher()
-            kinds = _kinds(source)
+            kinds, name, licence = _kinds(source), source.name, source.licence
             table = TextTable()
             train_numbers, dev_numbers = (_numbers(table, rows, kinds) for rows in (pairs.train, pairs.dev))
             teacher = self._teacher_table(folder.path, source, table)
+            del source  # a model in this process would stay in memory
             student = self._student(folder.student, table, kinds, teacher.vectors.shape[1])
         run = TrainingRun(folder, config, student, accelerator, show_progress=self.show_progress)
         batch = self._batch(len(pairs.train))
@@ -114,7 +119,7 @@ class Distiller:
             [train],
             evaluations,
             teacher=teacher_metrics([dev]),
-            description=lambda after: self._description(after, source, pairs.counts),
+            description=lambda after: self._description(after, name, licence, pairs.counts),
             matrix=Matrix(left, right, kinds, halves[:, 0] @ halves[:, 1].T),
         )
 
@@ -130,7 +135,7 @@ class Distiller:
             dev_share=data.dev_share,
             dev_count=data.dev_count,
             near_duplicates=data.near_duplicates,
-            seed=self.config.seed,
+            seed=SPLIT_SEED,
             show_progress=self.show_progress,
         )
         if min(len(pairs.train), len(pairs.dev)) < 2:
@@ -170,7 +175,9 @@ class Distiller:
     def _find_base(self) -> None:
         """See that the student can be built, as far as that is known without the teacher's vectors."""
         spec = StudentSpec.parse(self.config.student.build)
-        if spec.glm is None:
+        if spec.glm is not None:
+            find_glm(spec.glm[0])
+        else:
             resolve(self.config.student.base if spec.base is None else spec.base)
 
     def _student(self, folder: Path, table: TextTable, kinds: tuple[Kind, Kind], dimension: int) -> Path:
@@ -183,7 +190,7 @@ class Distiller:
                 texts=table.texts,
                 max_tokens=self.config.student.max_tokens,
                 one_prompt=kinds[0] == kinds[1],
-                prefix_tokens=self.config.strategy.prefix_tokens if self.config.strategy.name == "prefix" else 0,
+                prefix_tokens=self.config.strategy.prefix_tokens,
                 seed=self.config.seed,
             )
         return folder
@@ -210,13 +217,13 @@ class Distiller:
         files = [*self.config.evaluation.retrieval, *self.config.evaluation.similarity]
         return [evaluation_of(read_records(Path(one)), Path(one).stem) for one in files]
 
-    def _description(self, metrics: Metrics, teacher: Teacher, counts: Mapping[str, int]) -> ModelDescription:
+    def _description(self, metrics: Metrics, teacher: str, licence: str, counts: Mapping[str, int]) -> ModelDescription:
         corpus = ", ".join(self.config.data.corpus) or "texts given in Python"
         return ModelDescription(
             name=self.config.run.name or f"{self.config.run.out}/model",
             base=f"{self.config.student.base} ({self.config.student.build})",
-            teacher=teacher.name,
-            teacher_licence=teacher.licence,
+            teacher=teacher,
+            teacher_licence=licence,
             data=f"{counts['train']} pairs of halves for training, {counts['dev']} for evaluation: {corpus}",
             licence=self.config.run.licence,
             metrics=metrics,

@@ -129,6 +129,20 @@ def export_model(
     return folder
 
 
+def check_onnx(model: EmbeddingModel) -> None:
+    """See that a model can be exported to ONNX here.
+
+    Raises:
+        ValueError: If it cannot, being a student behind a GLM.
+        ImportError: If onnx or onnxruntime is not installed.
+    """
+    if _type_of(model) in _WITH_CODE_OF_OURS:
+        msg = f"A {_type_of(model)} reads its GLM from another folder, which ONNX cannot say. Use onnx=False"
+        raise ValueError(msg)
+    require("onnx", extra="onnx")
+    require("onnxruntime", extra="onnx")
+
+
 def check_golden(folder: Path) -> float:
     """Embed the golden texts of a folder again, in float32 on the CPU.
 
@@ -268,12 +282,8 @@ def _check_request(
     if not golden_texts:
         msg = "golden_texts is empty; give at least one text, or leave it out"
         raise ValueError(msg)
-    if onnx and _type_of(model) in _WITH_CODE_OF_OURS:
-        msg = f"A {_type_of(model)} reads its GLM from another folder, which ONNX cannot say. Use onnx=False"
-        raise ValueError(msg)
     if onnx:
-        require("onnx", extra="onnx")
-        require("onnxruntime", extra="onnx")
+        check_onnx(model)
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         msg = f"{folder} is not empty. Choose another folder, or pass overwrite=True"
         raise FileExistsError(msg)

@@ -62,7 +62,8 @@ class FineTuner:
     """Fine-tunes a model on records; their kind, the loss and the numbers are inferred where the config is silent.
 
     Args:
-        config: A recipe. ``config.loss`` may be empty: then the loss of the records' kind is used.
+        config: A recipe. Where ``loss`` is empty, the loss of the records' kind is used; where ``batch`` or
+            ``optimizer`` is as it comes, what `inferred` tells.
         dataset: Records, mappings or a Hugging Face dataset, in place of the files in ``config.data.records``.
         show_progress: Show progress bars.
 
@@ -78,7 +79,7 @@ class FineTuner:
         sources = [dataset] if dataset is not None else [Path(one) for one in config.data.records]
         self.records: list[Record] = [record for source in sources for record in read_records(source)]
         self.kind = self._one_kind()
-        self.config = config.with_default_loss(DEFAULT_LOSS[self.kind])
+        self.config = self._completed(config)
         self.show_progress = show_progress
 
     @classmethod
@@ -104,9 +105,15 @@ class FineTuner:
             data, dataset = replace(data, records=tuple(map(str, files))), None
         config = TrainConfig(data=data)
         config = replace(config, student=StudentConfig(base=str(model)), run=RunConfig(out=str(out)))
-        tuner = cls(config, dataset=dataset, show_progress=show_progress)
-        tuner.config = replace(tuner.config, **tuner.inferred(_width(model)))
-        return tuner
+        return cls(config, dataset=dataset, show_progress=show_progress)
+
+    def _completed(self, config: TrainConfig) -> TrainConfig:
+        config = config.with_default_loss(DEFAULT_LOSS[self.kind])
+        silent = [name for name in ("batch", "optimizer") if getattr(config, name) == getattr(TrainConfig(), name)]
+        if not silent:
+            return config
+        inferred = self.inferred(_width(config.student.base))
+        return replace(config, **{name: inferred[name] for name in silent})
 
     def inferred(self, width: int) -> dict[str, Any]:
         """Batch size, epochs and learning rate that suit the number of records and the model's width.
@@ -144,7 +151,7 @@ class FineTuner:
         counts = {"train": len(train), "dev": len(dev), "kind": self.kind.__name__}
         with accelerator.main_process_first():
             folder = RunFolder(config.run.out, config, resume=resume or not accelerator.is_main_process)
-            folder.begin(map(repr, (*train, *dev)), counts)
+            folder.begin(map(repr, (*train, *dev)), counts, write=accelerator.is_main_process)
             student = folder.student
             if not student.is_dir():
                 build_student(
@@ -153,7 +160,7 @@ class FineTuner:
                     base=config.student.base,
                     texts=[text for record in train for text in texts_of(record)],
                     max_tokens=config.student.max_tokens,
-                    prefix_tokens=config.strategy.prefix_tokens if config.strategy.name == "prefix" else 0,
+                    prefix_tokens=config.strategy.prefix_tokens,
                     seed=config.seed,
                 )
         run = TrainingRun(folder, config, student, accelerator, show_progress=self.show_progress)
@@ -184,6 +191,9 @@ class FineTuner:
         return train, dev
 
     def _objective(self, config: TrainConfig) -> Objective:
+        if config.mining.negatives and self.kind is ScoredPair:
+            msg = "mining.negatives has no meaning for scored pairs; set it to 0"
+            raise ConfigError(msg)
         has = {Pair: [], Triplet: ["negatives"], ScoredPair: ["labels"]}[self.kind]
         if self.kind is Pair and config.mining.negatives:
             has = ["negatives"]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,8 +44,8 @@ class RunError(LuotuoError, ValueError):
 class RunFolder:
     """The folder of a run: config.json, environment.json, data.json, metrics.json and what training leaves.
 
-    Until there is a student nothing but the teacher's vectors was made, and these fit any configuration and texts: what
-    was wrong may be corrected, and the run resumed.
+    Until there is a checkpoint, nothing but the teacher's vectors was made that took time, and these fit any
+    configuration and texts: what was wrong may be corrected, and the run resumed.
 
     Args:
         path: The folder; made by `begin` if it is not there.
@@ -69,20 +70,26 @@ class RunFolder:
             msg = f"{self.path} holds a run already. Add --resume to go on with it, or give another folder with --out"
             raise RunError(msg)
         self.config = config.to_dict()
-        if before is not None and self.student.is_dir():
+        if before is not None and self.is_bound:
             _check_same(before, self.config)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether there is something that fits one configuration and one set of texts alone."""
+        return (self.path / "checkpoints").is_dir()
 
     @property
     def student(self) -> Path:
         """Folder of the student as it begins."""
         return self.path / "student"
 
-    def begin(self, texts: Iterable[str], counts: Mapping[str, Any]) -> None:
+    def begin(self, texts: Iterable[str], counts: Mapping[str, Any], *, write: bool = True) -> None:
         """Note what this run is about, or see that its texts are still the same.
 
         Args:
             texts: All texts to train on and to evaluate on, or the records as texts.
             counts: Of the texts, for messages.
+            write: Whether to write; one process of several does.
 
         Raises:
             RunError: If they are others.
@@ -92,7 +99,7 @@ class RunFolder:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
         data: dict[str, Any] = {"fingerprint": digest.hexdigest(), "counts": dict(counts)}
         before = read_json(self.path / "data.json")
-        if before is not None and before["fingerprint"] != data["fingerprint"] and self.student.is_dir():
+        if before is not None and before["fingerprint"] != data["fingerprint"] and self.is_bound:
             then, now = (" ".join(f"{name} {count}" for name, count in one["counts"].items()) for one in (before, data))
             msg = (
                 f"The texts have changed since the run in {self.path} began (then: {then}; now: {now}), and its state "
@@ -100,7 +107,13 @@ class RunFolder:
                 f"can be kept: --set teacher.cache={self.path / 'teacher'}"
             )
             raise RunError(msg)
+        if not write:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
+        if not self.is_bound:  # what an earlier start made of a configuration that may have been corrected
+            shutil.rmtree(self.student, ignore_errors=True)
+            for name in ("metrics.json", "log.jsonl", "best.safetensors"):
+                (self.path / name).unlink(missing_ok=True)
         write_json(self.path / "config.json", self.config)
         write_json(self.path / "environment.json", environment())
         write_json(self.path / "data.json", data)

@@ -1,5 +1,6 @@
 """RunLog: a run's log.jsonl, and TensorBoard where it is installed."""
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -37,10 +38,10 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for one in (self._file, self._board):
+            if one is not None:
+                with contextlib.suppress(OSError):  # a full disk again: what could be written is
+                    one.close()
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Write one event.
@@ -55,12 +56,17 @@ class RunLog:
         try:
             self._file.write(json.dumps({"event": event, "step": step, **values}, ensure_ascii=False) + "\n")
             self._file.flush()
+            self._draw(event, step, values)
         except OSError as error:
+            self._board = None
             if not self._warned:
                 logger.warning("The log of the run cannot be written (%s); training goes on", error)
             self._warned = True
-        if self._board is not None:
-            for name, value in values.items():
-                numbers = value.items() if isinstance(value, dict) else [("", value)]
-                for key, number in numbers:
-                    self._board.add_scalar("/".join(filter(None, (event, name, key))), number, step)
+
+    def _draw(self, event: str, step: int, values: dict[str, Any]) -> None:
+        if self._board is None:
+            return
+        for name, value in values.items():
+            numbers = value.items() if isinstance(value, dict) else [("", value)]
+            for key, number in numbers:
+                self._board.add_scalar("/".join(filter(None, (event, name, key))), number, step)

@@ -129,6 +129,12 @@ class StepRunner:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                if self.accelerator.num_processes > 1:  # the others wait for this one, and know nothing of it
+                    msg = (
+                        "Out of memory on one of several devices; lower batch.tokens_in_memory or "
+                        "batch.tokens_per_pass, and add --resume"
+                    )
+                    raise MemoryError(msg) from error
                 self._shrink(passes, error)
             for position, parameter in enumerate(self.parameters):
                 parameter.grad = None if before is None else before[position]

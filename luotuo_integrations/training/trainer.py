@@ -2,10 +2,11 @@
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from luotuo_integrations.training.run_log import RunLog
 from luotuo_integrations.training.steps import Passes, StepRunner
 from luotuo_integrations.training.strategies import parameter_groups
 from luotuo_integrations.training.table import Ids, TokenTable
+from luotuo_integrations.training.train_state import TrainState
 from luotuo_integrations.training.training_set import TrainingSet, VectorsOf, plan_epoch
 
 if TYPE_CHECKING:
@@ -43,29 +45,6 @@ Metrics = dict[str, float]
 
 class TrainingDivergedError(LuotuoError, ArithmeticError):
     """The loss or the gradient is no longer finite."""
-
-
-@dataclass(slots=True)
-class TrainState:
-    """Where a run stands: with the config, all that decides what comes next.
-
-    Attributes:
-        epoch: From 0.
-        position: Optimizer steps done in this epoch.
-        step: Optimizer steps done in all.
-        texts: Texts trained on, repetitions counted.
-        seconds: Spent training, over all starts.
-        best_step: Step of the best evaluation; -1 before the first.
-        best_value: Its main metric; None before the first.
-    """
-
-    epoch: int = 0
-    position: int = 0
-    step: int = 0
-    texts: int = 0
-    seconds: float = 0.0
-    best_step: int = -1
-    best_value: float | None = None
 
 
 class Trainer:
@@ -119,8 +98,8 @@ class Trainer:
         self.peaks = [float(group["lr"]) for group in groups]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
         self.checkpoints = Checkpoints(folder / "checkpoints", config.run.keep_checkpoints)
-        self.steps_per_epoch = len(self.plan(0))
-        self.total_steps = self.steps_per_epoch * settings.epochs
+        self.total_steps = len(self.plan(0)) * settings.epochs
+        self._clock = time.monotonic()
 
     def plan(self, epoch: int) -> list[list[tuple[TrainingSet, Ids]]]:
         """The batches of each optimizer step of an epoch."""
@@ -151,7 +130,7 @@ class Trainer:
             if self.start is not None and self.state.step == 0 and self.accelerator.is_main_process:
                 self._keep_best(self.start)
             self._mine(log, first=True)
-            saved = time.monotonic()
+            saved = self._clock = time.monotonic()
             while self.state.epoch < self.config.optimizer.epochs:
                 for passes in self._prepared(self.plan(self.state.epoch)[self.state.position :]):
                     self._step(passes, log, advance)
@@ -159,15 +138,15 @@ class Trainer:
                     every = self.config.evaluation.every_steps
                     if every and self.state.step % every == 0:
                         self._evaluate(log)
-                    if interrupted.is_set():
-                        self._interrupt()
+                    self._stop_if(interrupted)
                     if time.monotonic() - saved > 60 * self.config.run.checkpoint_minutes:
                         self.checkpoint()
-                        saved = time.monotonic()
+                        saved = self._clock = time.monotonic()
                 self.state.epoch, self.state.position = self.state.epoch + 1, 0
                 self._evaluate(log)
                 self.checkpoint()
-                saved = time.monotonic()
+                saved = self._clock = time.monotonic()
+                self._stop_if(interrupted, saved=True)
         self._take_best()
         return self.state
 
@@ -224,12 +203,15 @@ class Trainer:
                 if pending is None:
                     return
                 ready = pending.result()
-                pending = None if following is None else ahead.submit(prepare, following)
+                # What is mined after this step belongs in the next batch, as it would after a resume.
+                early = not self._mines_after(self.state.step + 1)
+                pending = ahead.submit(prepare, following) if following is not None and early else None
                 yield ready
+                if following is not None and not early:
+                    pending = ahead.submit(prepare, following)
 
     def _step(self, batches: list[Passes], log: RunLog, advance: Advance) -> None:
         """One optimizer step."""
-        begin = time.monotonic()
         state, epoch = self.state, self.state.epoch
         factor = self._schedule(state.step)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
@@ -247,7 +229,8 @@ class Trainer:
         norm = float(torch.nn.utils.clip_grad_norm_(self.runner.parameters, longest))
         self._check_finite(numbers, norm, "gradient norm")
         self.optimizer.step()
-        seconds = time.monotonic() - begin
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now  # waiting for the batch included
         texts = sum(passes.batch.numbers.size for passes in batches)
         state.step, state.position = state.step + 1, state.position + 1
         state.texts, state.seconds = state.texts + texts, state.seconds + seconds
@@ -290,15 +273,23 @@ class Trainer:
     def _mine(self, log: RunLog, *, first: bool = False) -> None:
         """Find hard negatives before the first step; later, every n steps, replace those that became easy."""
         settings = self.config.mining
-        due = first or (settings.every_steps and self.state.step % settings.every_steps == 0)
-        if not settings.negatives or not due or self.vectors_of is None:
+        due = settings.negatives if first else self._mines_after(self.state.step)
+        if not due or self.vectors_of is None:
             return
         for one in self.sets:
             if first and (one.mined is not None or one.mining.negatives == 0):
                 continue
             source = one.teacher.of if first and one.teacher is not None else self.vectors_of
             count = one.mine(source, seed=self.config.seed + self.state.step, device=self.accelerator.device)
+            if source is not self.vectors_of and settings.every_steps:
+                one.remember_cosines(self.vectors_of)
             log.write("mining", self.state.step, replaced=count)
+        self._clock = time.monotonic()
+
+    def _mines_after(self, step: int) -> bool:
+        """Whether negatives are looked at again after a step."""
+        settings = self.config.mining
+        return bool(settings.negatives and settings.every_steps and step % settings.every_steps == 0)
 
     def _evaluate(self, log: RunLog) -> None:
         if self.evaluate is not None and self.accelerator.is_main_process:
@@ -308,6 +299,7 @@ class Trainer:
             if self.state.best_value is None or metrics[main] > self.state.best_value:
                 self._keep_best(metrics[main])
         self.accelerator.wait_for_everyone()
+        self._clock = time.monotonic()
 
     def _keep_best(self, value: float) -> None:
         temporary = self.folder / f".{BEST}.partial"
@@ -330,7 +322,13 @@ class Trainer:
                 return
             logger.info("The best evaluation was at step %d; its weights are taken", self.state.best_step)
 
-    def _interrupt(self) -> None:
-        where = "kept" if self.checkpoint() else "the one before is kept"
-        msg = f"Interrupted at step {self.state.step} of {self.total_steps}; checkpoint: {where}"
-        raise KeyboardInterrupt(msg)
+    def _stop_if(self, interrupted: threading.Event, *, saved: bool = False) -> None:
+        """Stop all processes after the same step where one was interrupted."""
+        stop = interrupted.is_set()
+        if self.accelerator.num_processes > 1:
+            flag = torch.tensor(float(stop), device=self.accelerator.device)
+            stop = bool(self.accelerator.reduce(flag, reduction="sum"))
+        if stop:
+            where = "it" if saved or self.checkpoint() else "the one before"
+            msg = f"Interrupted at step {self.state.step} of {self.total_steps}; there is a checkpoint of {where}"
+            raise KeyboardInterrupt(msg)

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from luotuo_integrations._optional import require
@@ -18,7 +20,7 @@ from luotuo_integrations.tokenization import TextTokenizer
 from luotuo_integrations.training.config import TrainConfig
 from luotuo_integrations.training.config_sections import RunConfig
 from luotuo_integrations.training.evaluate import EvaluationSet, evaluate, main_metric
-from luotuo_integrations.training.export import ModelDescription, export_model
+from luotuo_integrations.training.export import ModelDescription, check_onnx, export_model
 from luotuo_integrations.training.report import write_report
 from luotuo_integrations.training.run_folder import RunFolder
 from luotuo_integrations.training.strategies import apply_strategy, finish_strategy, trainable_parameters
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MATRIX_ROWS = 128  # of R and S in the report
+PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,16 @@ def make_accelerator(config: RunConfig) -> "Accelerator":
         ImportError: If accelerate is not installed.
     """
     accelerate = require("accelerate", extra="train")
+    state = require("accelerate.state", extra="train")
+    if not state.is_initialized() or state.PartialState().num_processes == 1:
+        # Accelerate keeps device and precision for the process; the next run in a notebook may want others.
+        state.AcceleratorState._reset_state(reset_partial_state=True)
     on_cpu = config.device == "cpu"
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not on_cpu
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) and not on_cpu
     precision = ("bf16" if has_bf16 else "no") if config.precision == "auto" else config.precision
-    accelerator: Accelerator = accelerate.Accelerator(cpu=on_cpu, mixed_precision=precision)
+    # The other processes wait while one asks the teacher, evaluates or exports, and that may take days.
+    patience = require("accelerate.utils", extra="train").InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator: Accelerator = accelerate.Accelerator(cpu=on_cpu, mixed_precision=precision, kwargs_handlers=[patience])
     return accelerator
 
 
@@ -110,6 +119,8 @@ class TrainingRun:
         self.accelerator = accelerator
         self.show_progress = show_progress and accelerator.is_main_process
         self.model = EmbeddingModel.load(student).to(accelerator.device)
+        if config.run.onnx:  # told now, not after the training
+            check_onnx(self.model)
         settings = self.model.settings
         self.tokenizer = TextTokenizer(student / settings.transformer, lowercase=settings.lowercase)
         self.max_tokens = config.student.max_tokens or settings.max_tokens or 512
@@ -165,10 +176,10 @@ class TrainingRun:
             show_progress=self.show_progress,
         )
         state = trainer.train()
-        finish_strategy(self.model, self.config.strategy)
-        after = evaluate(self.encode, evaluations)
         model, report = self.folder.path / "model", self.folder.path / "report.md"
         if self.accelerator.is_main_process:
+            finish_strategy(self.model, self.config.strategy)
+            after = evaluate(self.encode, evaluations)
             self.folder.add_metrics(
                 before=before,
                 after=after,
@@ -183,11 +194,12 @@ class TrainingRun:
             self._export(model, description(after))
             report = write_report(self.folder.path)
         self.accelerator.wait_for_everyone()
-        return RunResult(model, report, before, after, teacher)
+        return RunResult(model, report, before, self.folder.metrics()["after"], teacher)
 
     def _before(self, evaluations: Sequence[EvaluationSet]) -> Metrics:
         """Metrics of the student as it begins; of a run that goes on, those that were measured then."""
         before: Metrics | None = self.folder.metrics().get("before")
+        self.accelerator.wait_for_everyone()  # all have read it, or will evaluate as well
         if before is None:
             before = evaluate(self.encode, evaluations)
             logger.info("Before: %s", ", ".join(f"{key} {value:.4f}" for key, value in before.items()))
@@ -205,8 +217,14 @@ class TrainingRun:
         first, second = (unit(self.encode(texts, kind)) for texts, kind in columns)
         tensors = {"student": first @ second.T, "teacher": np.ascontiguousarray(matrix.teacher, np.float32)}
         temporary = self.folder.path / ".similarity.partial"
-        save_file(tensors, temporary)
-        temporary.replace(self.folder.path / "similarity.safetensors")
+        try:
+            save_file(tensors, temporary)
+            temporary.replace(self.folder.path / "similarity.safetensors")
+        except SafetensorError as error:  # its own error for a full disk
+            msg = f"{self.folder.path} cannot be written ({error}). Make room on the disk, then add --resume"
+            raise OSError(msg) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _export(self, folder: Path, description: ModelDescription) -> None:
         self.model.settings = replace(self.model.settings, max_tokens=self.max_tokens)

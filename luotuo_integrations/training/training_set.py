@@ -115,8 +115,8 @@ class TrainingSet:
         """
         size = min(self.settings.size, len(self))
         if self.settings.kind == "neighbours" and self.teacher is not None:
-            vectors = self.teacher.of(self.numbers[:, 0])
-            return neighbour_batches(vectors, size, seed=seed, epoch=epoch, pool=self.settings.pool, device=device)
+            rows = _Firsts(self.teacher, self.numbers[:, 0])
+            return neighbour_batches(rows, size, seed=seed, epoch=epoch, pool=self.settings.pool, device=device)
         row_lengths = lengths[self.numbers].max(axis=1)
         return epoch_batches(len(self), size, seed=seed, epoch=epoch, lengths=row_lengths)
 
@@ -150,6 +150,27 @@ class TrainingSet:
             return int(self.mined.indices.size)
         self.mined, replaced = remine(self.mined, queries, passages, self._positives, **options)
         return replaced
+
+    def remember_cosines(self, vectors_of: VectorsOf) -> None:
+        """Take the cosines of the mined negatives as they are in another space: the rule compares in one alone."""
+        if self.mined is not None:
+            queries, candidates = vectors_of(self.numbers[:, 0]), vectors_of(self._candidates)
+            cosines = [(candidates[near] @ query) for query, near in zip(queries, self.mined.indices, strict=True)]
+            self.mined = Mined(self.mined.indices, np.stack(cosines).astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class _Firsts:
+    """The teacher's vectors of the first column, read a pool at a time."""
+
+    teacher: TeacherTable
+    numbers: Ids
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, rows: Ids, /) -> Vectors:
+        return self.teacher.of(self.numbers[rows])
 
 
 def _all_positives(queries: Ids, positives: Ids) -> Ids:

@@ -259,10 +259,6 @@ def test_a_loss_that_is_larger_because_an_epoch_has_more_parts_is_no_alarm() -> 
     assert alarms({}, log) == []
 
 
-def test_a_loss_that_is_no_number_is_an_alarm() -> None:
-    assert "not a finite number from step 3 on" in alarms({}, losses([1.0, 1.0, math.nan, math.nan]))[0]
-
-
 # Pictures
 
 

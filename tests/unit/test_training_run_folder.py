@@ -14,12 +14,13 @@ COUNTS = {"train": 1, "dev": 1}
 CONFIG = TrainConfig()
 
 
-def begun(path: Path, config: TrainConfig = CONFIG, *, student: bool = True) -> RunFolder:
-    """A run that was begun, and its student built."""
+def begun(path: Path, config: TrainConfig = CONFIG, *, bound: bool = True) -> RunFolder:
+    """A run that was begun, and has a checkpoint."""
     folder = RunFolder(path, config)
     folder.begin(TEXTS, COUNTS)
-    if student:
-        folder.student.mkdir()
+    folder.student.mkdir()
+    if bound:
+        (folder.path / "checkpoints").mkdir()
     return folder
 
 
@@ -53,6 +54,14 @@ def test_a_run_goes_on_with_the_same_configuration_and_texts(tmp_path: Path) -> 
     assert snapshot(folder.path) == before
     again.add_metrics(after={"dev/pair@1": 0.5})
     assert again.metrics() == {"before": {"dev/pair@1": 0.25}, "after": {"dev/pair@1": 0.5}}
+
+
+def test_one_process_of_several_writes(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", CONFIG).begin(TEXTS, COUNTS, write=False)
+    assert not (tmp_path / "run").exists()
+    begun(tmp_path / "run")
+    with pytest.raises(RunError, match="The texts have changed"):
+        RunFolder(tmp_path / "run", CONFIG, resume=True).begin(TEXTS[:1], COUNTS, write=False)
 
 
 def test_resuming_where_nothing_is_begins(tmp_path: Path) -> None:
@@ -134,12 +143,14 @@ def test_changed_texts_are_refused_and_the_counts_told(tmp_path: Path, texts: li
     assert snapshot(tmp_path / "run") == before
 
 
-def test_until_there_is_a_student_configuration_and_texts_may_be_corrected(tmp_path: Path) -> None:
-    begun(tmp_path / "run", student=False)
+def test_until_there_is_a_checkpoint_configuration_and_texts_may_be_corrected(tmp_path: Path) -> None:
+    begun(tmp_path / "run", bound=False).add_metrics(before={"dev/pair@1": 0.25})
     corrected = CONFIG.with_values({"teacher.model": "openai:other", "batch.size": 8})
     folder = RunFolder(tmp_path / "run", corrected, resume=True)
     folder.begin(["别的一条。"], {"train": 1, "dev": 0})
-    folder.student.mkdir()
+    assert not folder.student.exists()  # it was made of what may have been wrong
+    assert folder.metrics() == {}
+    (folder.path / "checkpoints").mkdir()
     with pytest.raises(RunError, match="another configuration"):
         RunFolder(tmp_path / "run", CONFIG, resume=True)
     with pytest.raises(RunError, match="The texts have changed"):

@@ -1,5 +1,6 @@
 """Trainer: it learns, resumes to the bit, stops when told and when the loss is no number."""
 
+import io
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from luotuo_integrations.training import checkpoints as checkpoints_module
+from luotuo_integrations.training import trainer as trainer_module
 from luotuo_integrations.training.config import ConfigError, TrainConfig
 from luotuo_integrations.training.config_sections import (
     BatchConfig,
@@ -23,7 +25,9 @@ from luotuo_integrations.training.config_sections import (
     RunConfig,
     StudentConfig,
 )
+from luotuo_integrations.training.mining import Mined
 from luotuo_integrations.training.objective import Objective
+from luotuo_integrations.training.run_log import RunLog
 from luotuo_integrations.training.trainer import Trainer, TrainingDivergedError
 from luotuo_integrations.training.training_set import TrainingSet, plan_epoch
 from tests.training_parts import losses, make_config, make_parts
@@ -120,6 +124,30 @@ def test_a_run_that_was_cut_off_goes_on_to_the_last_bit(tiny_folder: Path, tmp_p
         assert (resumed.state.best_step, resumed.state.best_value) == (whole.state.best_step, whole.state.best_value)
 
 
+def test_negatives_that_are_replaced_after_a_step_are_in_the_next_batch_also_after_a_resume(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = TrainingSet.mine
+
+    def rolling(self: TrainingSet, *arguments: Any, **options: Any) -> int:
+        """Replace all negatives each time."""
+        found = mine(self, *arguments, **options)
+        assert self.mined is not None
+        self.mined = Mined(np.roll(self.mined.indices, 1, axis=0), self.mined.cosines)
+        return found
+
+    monkeypatch.setattr(TrainingSet, "mine", rolling)
+    config = replace(CONFIGS["everything"], mining=MiningConfig(negatives=2, every_steps=1, margin=0.0))
+    full_trainer(tiny_folder, config, tmp_path / "whole").train()
+    run = tmp_path / "cut"
+    cut = full_trainer(tiny_folder, replace(config, run=RunConfig(checkpoint_minutes=0)), run)
+    stop_after(cut, 3)
+    with pytest.raises(PowerCutError):
+        cut.train()
+    full_trainer(tiny_folder, config, run).train()
+    assert losses(run) == losses(tmp_path / "whole")
+
+
 def test_a_checkpoint_that_was_cut_short_costs_its_steps_and_nothing_else(tiny_folder: Path, tmp_path: Path) -> None:
     full_trainer(tiny_folder, make_config(), tmp_path / "whole").train()
     run = tmp_path / "cut"
@@ -155,6 +183,24 @@ def test_an_interruption_writes_a_checkpoint_and_the_run_goes_on(
     assert signal.getsignal(number) == handler
     full_trainer(tiny_folder, make_config(), run).train()
     assert losses(run) == losses(tmp_path / "whole")
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_training(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FullDisk(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+        def close(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    trainer = make_parts(tiny_folder).trainer(make_config(), tmp_path)
+    log = RunLog(tmp_path)
+    log._file = FullDisk()  # type: ignore[assignment]
+    monkeypatch.setattr(trainer_module, "RunLog", lambda *_, **__: log)
+    assert trainer.train().step == 6
+    assert caplog.text.count("The log of the run cannot be written") == 1
 
 
 def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(tiny_folder: Path, tmp_path: Path) -> None:

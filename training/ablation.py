@@ -33,6 +33,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "without CSE": ("loss.cse.weights=[0]",),
     "without KL and CSE": ("loss.kl.weights=[0]", "loss.cse.weights=[0]"),
     "without diagonal prior": ("loss.kl.prior=0",),
+    "without CSE and prior": ("loss.cse.weights=[0]", "loss.kl.prior=0"),
     "random batches": ("batch.kind=random",),
     "all parts from the first epoch": ("loss.kl.weights=[1]", "loss.cse.weights=[0.1]"),
     "without feature, from the first epoch": (

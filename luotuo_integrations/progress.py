@@ -61,7 +61,9 @@ def progress_bar(description: str, total: int | None, *, enabled: bool) -> Itera
         task = progress.add_task(description, total=total, note="")
 
         def advance(count: float, note: str = "", /) -> None:
-            progress.update(task, advance=count, **({"note": note} if note else {}))
+            progress.advance(task, count)
+            if note:
+                progress.update(task, note=note)
 
         yield advance
 

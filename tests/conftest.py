@@ -1,5 +1,6 @@
 """What tests share: a tiny random model of each kind, built here, so that nothing is downloaded."""
 
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,15 @@ def _ctrl_c_interrupts() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def _log_untouched() -> None:
+    """The command line and the benchmarks set up this package's log, some of them in fixtures of a whole file."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.split(".")[0] == "luotuo_integrations" and isinstance(logger, logging.Logger):
+            logger.handlers = []
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

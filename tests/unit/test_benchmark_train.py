@@ -1,8 +1,7 @@
 """The benchmark of the trainer runs, and its systems compute the same loss; how fast they are is not tested."""
 
-import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,15 +13,6 @@ from luotuo_integrations.training.config_sections import RunConfig
 
 Lines = Callable[[], list[list[str]]]
 TINY = ["--student", "random:1x32", "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def _levels_as_before() -> Iterator[None]:
-    """The script silences the package's log."""
-    logger = logging.getLogger("luotuo_integrations")
-    level = logger.level
-    yield
-    logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,10 @@
 
 import importlib.metadata
 import json
-import logging
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +24,6 @@ def run(*arguments: object, **options: object) -> Result:
     result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], **options)
     assert "Traceback" not in result.output
     return result
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The command sets up this package's logging; other tests shall not inherit it."""
-    loggers = [logging.getLogger(name) for name in ("luotuo_integrations", "luotuo_integrations.documents")]
-    before = [(logger.handlers, logger.level) for logger in loggers]
-    yield
-    for logger, (handlers, level) in zip(loggers, before, strict=True):
-        logger.handlers = handlers
-        logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")

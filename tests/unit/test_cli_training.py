@@ -1,7 +1,6 @@
 """`luotuo distill` and `luotuo finetune`: what they print, what they leave, and with which exit code."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -27,18 +26,6 @@ TEXTS = 80
 def _no_pictures() -> Iterator[None]:
     with without("matplotlib", "matplotlib.figure"):
         yield
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The command sets up this package's logging; other tests shall not inherit it."""
-    names = ("luotuo_integrations", "luotuo_integrations.documents", "luotuo_integrations.training")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(logger.handlers, logger.level) for logger in loggers]
-    yield
-    for logger, (handlers, level) in zip(loggers, before, strict=True):
-        logger.handlers = handlers
-        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from luotuo_integrations._optional import require
 from luotuo_integrations.errors import LuotuoError
 from luotuo_integrations.training.config_reader import read_dataclass
 from luotuo_integrations.training.config_sections import (
+    AlignmentConfig,
     BatchConfig,
     DataConfig,
     EvaluationConfig,
@@ -44,6 +45,7 @@ class TrainConfig:
         data: Where the texts come from.
         teacher: Who gives the vectors; not used in fine-tuning.
         student: What is trained.
+        alignment: Learning a local teacher's token states first; used by ``training/make_model.py``.
         loss: Name of each part and its settings; empty takes the default of the task.
         matryoshka: Shorter dimensions that must serve too.
         batch: How rows become steps.
@@ -58,6 +60,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     loss: dict[str, LossConfig] = field(default_factory=dict)
     matryoshka: tuple[int, ...] = ()
     batch: BatchConfig = field(default_factory=BatchConfig)

@@ -86,6 +86,33 @@ class StudentConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AlignmentConfig:
+    """Learning the token states of a local teacher, before anything else.
+
+    Attributes:
+        tokens: Tokens to learn from, prompts included; each text is met once. 0 turns it off.
+        tokens_per_step: Tokens of an optimizer step.
+        learning_rate: Peak of AdamW's, after a linear warm-up; it falls along a cosine.
+        warmup_share: Share of the steps that warm up.
+        weight_decay: AdamW's.
+        clip_norm: Longest gradient.
+        vector_weight: Weight of 1 - cosine of the vectors, beside the token states and the neighbourhoods.
+        temperature: Of the neighbourhoods.
+        checkpoint_minutes: Time between checkpoints.
+    """
+
+    tokens: int = 0
+    tokens_per_step: int = 5_000
+    learning_rate: float = 1e-3
+    warmup_share: float = 0.05
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    vector_weight: float = 20.0
+    temperature: float = 0.03
+    checkpoint_minutes: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
 class LossConfig:
     """One part of the loss.
 

@@ -196,6 +196,65 @@ def masked_margin_loss(student_similarity: Tensor, teacher_similarity: Tensor, m
     return (torch.stack(terms) * mask).sum() / mask.sum().clamp(min=1)
 
 
+def token_state_loss(student: Tensor, teacher: Tensor, scale: Tensor, mask: Tensor) -> Tensor:
+    """Squared distance of token states, each dimension in units of its spread, mean over tokens and dimensions.
+
+    A transformer's states have a few dimensions that are far larger than all others; unscaled, these alone would be
+    learnt.
+
+    Args:
+        student: (N, T, H).
+        teacher: (N, T, H).
+        scale: (H,), above 0: the standard deviation of each of the teacher's dimensions.
+        mask: (N, T), nonzero for tokens, 0 for padding; at least one token.
+
+    Returns:
+        A scalar, at least 0; 1 where the student is as far off as a standard deviation.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if student.ndim != 3 or student.shape != teacher.shape or mask.shape != student.shape[:2]:
+        shapes = [tuple(one.shape) for one in (student, teacher, mask)]
+        msg = f"The states are {shapes[0]} and {shapes[1]}, the mask {shapes[2]}; they must be (N, T, H) twice, (N, T)"
+        raise ValueError(msg)
+    real = mask.bool()
+    difference = (full_precision(student[real]) - full_precision(teacher[real]).detach()) / full_precision(scale)
+    return difference.square().mean()
+
+
+def neighbourhood_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL from the teacher's to the student's neighbourhoods: who lies how near to whom among the texts of a batch.
+
+    Row i of the teacher, P_i = softmax over j != i of cos(g_i, g_j) / temperature, against the student's Q_i; the mean
+    over the rows of KL(P_i || Q_i).
+
+    Args:
+        student: (N, D), N of at least 2.
+        teacher: (N, E).
+        temperature: Above 0.
+
+    Returns:
+        A scalar, at least 0 up to rounding.
+
+    Raises:
+        ValueError: If the numbers of rows differ or are below 2, or the temperature is not above 0.
+    """
+    check_positive("temperature", temperature)
+    if len(student) != len(teacher) or len(student) < 2:
+        msg = (
+            f"There are {len(student)} vectors of the student and {len(teacher)} of the teacher; give 2 or more of each"
+        )
+        raise ValueError(msg)
+    others = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
+
+    def log_neighbours(vectors: Tensor) -> Tensor:
+        scores = cosine_matrix(vectors, vectors)[others].view(len(vectors), -1) / temperature
+        return F.log_softmax(scores, dim=1)  # (N, N - 1)
+
+    return F.kl_div(log_neighbours(student), log_neighbours(teacher).detach(), log_target=True, reduction="batchmean")
+
+
 def full_precision(tensor: Tensor) -> Tensor:
     """Return the tensor in float32, or as it is if it is more precise."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,196 @@
+"""Makes luotuo-mini and luotuo-tiny: from the bundled teacher and the data pack to a model folder, in two stages.
+
+    python -m training.make_model align training/recipes/luotuo-mini.toml --pack runs/luotuo-mini/pack.jsonl.xz
+    python -m training.make_model contrast training/recipes/luotuo-mini.toml --pack runs/luotuo-mini/pack.jsonl.xz
+
+``align`` teaches a student of fewer layers the token states of its teacher on running text. ``contrast`` then trains on
+pairs and scored pairs, source by source, while the teacher's vectors hold the student in its space. Both go on where
+they were stopped. The recipe's [alignment] and the other sections say how much of each.
+"""
+
+import argparse
+import json
+import logging
+import lzma
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from luotuo_integrations.encoder import CPU_BUDGET
+from luotuo_integrations.model_folder import DenseSettings
+from luotuo_integrations.modeling import EmbeddingModel, make_head
+from luotuo_integrations.registry import resolve
+from luotuo_integrations.tokenization import TextTokenizer
+from luotuo_integrations.training.alignment import Aligner
+from luotuo_integrations.training.config import TrainConfig
+from luotuo_integrations.training.evaluate import RetrievalEvaluation
+from luotuo_integrations.training.export import ModelDescription
+from luotuo_integrations.training.objective import Objective
+from luotuo_integrations.training.run_folder import RunFolder
+from luotuo_integrations.training.strategies import apply_strategy
+from luotuo_integrations.training.students import build_student
+from luotuo_integrations.training.table import TextTable, TokenTable, embed_numbers
+from luotuo_integrations.training.teacher_cache import CachedTeacher
+from luotuo_integrations.training.teachers import open_teacher
+from luotuo_integrations.training.training_run import TrainingRun, make_accelerator, unit
+from luotuo_integrations.training.training_set import TeacherTable, TrainingSet
+from training.devsets import DevSets
+from training.pair_groups import LONGEST, pair_groups, scored_groups
+
+MOST_TOKENS = 512
+ROTATION_TEXTS = 3_000
+SCORED = 0.7  # scored pairs for each pair of a run; they are short
+
+
+def pack_lines(pack: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """The lines of one kind, in the order of the pack."""
+    with lzma.open(pack, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            if row["kind"] == kind:
+                yield row
+
+
+def align(config: TrainConfig, pack: Path, *, show_progress: bool = True) -> Path:
+    """Stage 1: make the student and align it; gives the folder of the aligned model."""
+    out = Path(config.run.out)
+    aligned = out / "aligned"
+    if aligned.is_dir():
+        return aligned
+    if not (out / "student").is_dir():
+        build_student(config.student.build, out / "student", base=config.student.base)
+    student = EmbeddingModel.load(out / "student")
+    teacher = EmbeddingModel.load(resolve(config.teacher.model))
+    apply_strategy(student, config.strategy)
+    tokenizer = TextTokenizer(out / "student")
+    table = TextTable()
+    wanted = 1.2 * config.alignment.tokens  # a text has a token for 1.3 to 2 characters, and four of its own
+    for line in pack_lines(pack, "text"):
+        table.add(line["text"], line["as"])
+        wanted -= len(line["text"]) / 2 + 4
+        if wanted < 0:
+            break
+    tokens = TokenTable.of(table, tokenizer, dict(student.settings.prompts), MOST_TOKENS, show_progress=show_progress)
+    device = "cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu"
+    aligner = Aligner(
+        student,
+        teacher,
+        tokens,
+        config=config.alignment,
+        folder=out / "alignment",
+        device=device,
+        seed=config.seed,
+        show_progress=show_progress,
+    )
+    logging.info("Aligning on %d texts, %d tokens", sum(map(len, aligner.steps)), config.alignment.tokens)
+    aligner.run()
+    student.to("cpu").save(aligned, tokenizer.tokenizer)
+    return aligned
+
+
+def rotate(aligned: Path, folder: Path, pack: Path) -> Path:
+    """Give the aligned model a head that turns its vectors so that the first dimensions tell most.
+
+    The head is orthogonal: no cosine changes. Its rows are the right singular vectors of the vectors of some texts, the
+    largest first, so that a vector cut to its first dimensions keeps as much as a linear cut can.
+    """
+    model = EmbeddingModel.load(aligned)
+    tokenizer = TextTokenizer(aligned)
+    table = TextTable()
+    for line in islice(pack_lines(pack, "text"), ROTATION_TEXTS):
+        table.add(line["text"][:LONGEST], line["as"])
+    tokens = TokenTable.of(table, tokenizer, dict(model.settings.prompts), MOST_TOKENS)
+    numbers = np.arange(len(table))
+    vectors = unit(embed_numbers(model, tokens, numbers, budget=CPU_BUDGET, device=torch.device("cpu")))
+    turn = np.linalg.svd(vectors, full_matrices=False)[2]  # (D, D)
+    settings = replace(model.settings, heads=(DenseSettings("2_Dense"),))
+    head = make_head(torch.from_numpy(turn).float(), torch.zeros(len(turn)))
+    return EmbeddingModel(model.backbone, settings, [head]).save(folder, tokenizer.tokenizer)
+
+
+def contrast(config: TrainConfig, pack: Path, devsets: Path, *, show_progress: bool = True) -> Path:
+    """Stage 2: train the aligned model on pairs and scored pairs; gives the folder of the finished model."""
+    out = Path(config.run.out)
+    student = out / "rotated"
+    if not student.is_dir():
+        rotate(out / "aligned", student, pack)
+    table = TextTable()
+    count = config.data.max_pairs or 12_000
+    lines = chain(pack_lines(pack, "pair"), islice(pack_lines(pack, "text"), 20 * count))
+    groups = pair_groups(lines, table, count) | scored_groups(pack_lines(pack, "scored"), table, int(SCORED * count))
+    cached = CachedTeacher(
+        open_teacher(config.teacher.model), Path(config.teacher.cache or out / "teacher"), show_progress=show_progress
+    )
+    vectors, rows = cached.vectors(table.texts, table.kinds)
+    del cached
+    head: Any = EmbeddingModel.load(student).heads[0]
+    turn = head[0].weight.detach().numpy()  # (D, D): the teacher is turned as the student was
+    teacher = TeacherTable(vectors @ turn.T, rows)
+    sets = []
+    for name, group in groups.items():
+        scored = bool(group.labels)
+        other = "softmax" if scored else "cosent"
+        loss = {part: one for part, one in config.loss.items() if part != other}
+        has = ["teacher", "labels"] if scored else ["teacher"]
+        objective = Objective(loss, has, config.matryoshka)
+        sets.append(TrainingSet(name, group.numbers(), objective, config.batch, teacher=teacher, labels=group.scores()))
+        logging.info("%s: %d rows", name, len(group.rows))
+    accelerator = make_accelerator(config.run)
+    config = replace(config, run=replace(config.run, out=str(out / "contrast")))
+    folder = RunFolder(config.run.out, config, resume=True)
+    folder.begin(table.texts, {name: len(group.rows) for name, group in groups.items()})
+    run = TrainingRun(folder, config, student, accelerator, show_progress=show_progress)
+    result = run.train(
+        table, sets, [_mixed(DevSets.read(devsets))], teacher={}, description=lambda after: _description(config, after)
+    )
+    return result.model
+
+
+def _mixed(sets: DevSets) -> RetrievalEvaluation:
+    """A glance at retrieval while training: some questions of each domain, among each other's answers."""
+    pairs = [
+        (query, one.passages[place])
+        for one in sets.retrieval.values()
+        for query, place in islice(zip(one.queries, one.positives, strict=True), 40)
+    ]
+    passages = list(dict.fromkeys(passage for _, passage in pairs))
+    queries = [query for query, _ in pairs]
+    return RetrievalEvaluation("mixed", queries, passages, [{passages.index(passage)} for _, passage in pairs])
+
+
+def _description(config: TrainConfig, metrics: dict[str, float]) -> ModelDescription:
+    return ModelDescription(
+        name=config.run.name or config.run.out,
+        base=f"intfloat/multilingual-e5-small ({config.student.build} of {config.student.base})",
+        teacher="intfloat/multilingual-e5-small",
+        teacher_licence="MIT",
+        data="training/data_pack.py",
+        licence=config.run.licence,
+        metrics=metrics,
+    )
+
+
+def main() -> None:
+    """Run a stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["align", "contrast"])
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--pack", type=Path, required=True, help="what training.data_pack wrote")
+    parser.add_argument("--devsets", type=Path, default=Path("runs/devsets/devsets.json"), help="for contrast")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="a setting, as batch.size=64")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = TrainConfig.from_file(arguments.recipe).with_overrides(arguments.overrides)
+    if arguments.stage == "align":
+        print(align(config, arguments.pack))
+    else:
+        print(contrast(config, arguments.pack, arguments.devsets))
+
+
+if __name__ == "__main__":
+    main()

@@ -121,6 +121,7 @@ class Aligner:
             FloatingPointError: If the loss is not finite.
             KeyboardInterrupt: After Ctrl-C or SIGTERM, when a checkpoint was written.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
         done = self._resume()
         self.student.train(False)  # no dropout: what is learnt is a function, and every text comes once
         with (

@@ -102,7 +102,7 @@ class AlignmentConfig:
     """
 
     tokens: int = 0
-    tokens_per_step: int = 5_000
+    tokens_per_step: int = 2_500
     learning_rate: float = 1e-3
     warmup_share: float = 0.05
     weight_decay: float = 0.01

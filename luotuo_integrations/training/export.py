@@ -99,8 +99,8 @@ def export_model(
         folder: Where to write.
         card: What the model card says.
         golden_texts: Texts whose vectors are written down.
-        pack: ``"4bit"`` and ``"8bit"`` store the backbone's matrices in blocks, in place of model.safetensors; heads
-            stay as they are.
+        pack: ``"4bit"`` and ``"8bit"`` store the backbone's matrices in blocks, in place of model.safetensors; with
+            ``"8bit"``, a matrix that 4-bit blocks hold without loss is stored in these. Heads stay as they are.
         onnx: Write onnx/model.onnx; of packed weights, as they are after unpacking.
         overwrite: Replace an existing folder.
 
@@ -303,7 +303,10 @@ def _pack_weights(folder: Path, pack: Pack) -> None:
 
 def _packed(tensor: Tensor, pack: Pack) -> Tensor | QuantizedTensor | EightBitTensor:
     if tensor.ndim == 2 and tensor.shape[1] % BLOCK_SIZE == 0:
-        return quantize_q4(tensor) if pack == "4bit" else quantize_q8(tensor)
+        four_bits = quantize_q4(tensor)
+        # Word embeddings that came in 4-bit blocks and were not trained are such already: 8 bits would add nothing.
+        lossless = torch.equal(four_bits.dequantize(), tensor.float())
+        return four_bits if pack == "4bit" or lossless else quantize_q8(tensor)
     half = tensor.half()
     return half if torch.isfinite(half).all() else tensor.float()
 

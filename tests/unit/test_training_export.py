@@ -20,6 +20,7 @@ from luotuo_integrations.errors import ModelFormatError
 from luotuo_integrations.model_folder import DenseSettings, ModelSettings
 from luotuo_integrations.modeling import EmbeddingModel, make_head
 from luotuo_integrations.pooling import POOLINGS
+from luotuo_integrations.quantization import quantize_q4
 from luotuo_integrations.training.export import GOLDEN_TEXTS, ModelDescription, check_golden, export_model
 from luotuo_integrations.training.glm_student import build_glm_student
 from luotuo_integrations.training.onnx_export import export_onnx
@@ -154,6 +155,17 @@ def test_packed_weights_come_in_place_of_the_open_ones(
     assert (folder / head).read_bytes() == (plain_folder / head).read_bytes()
     assert check_golden(folder) <= 1e-5
     assert "sentence_transformers import" not in card_of(folder)
+
+
+def test_what_lies_in_4_bit_blocks_stays_there(tmp_path: Path) -> None:
+    model = bert_model()
+    words = model.backbone.embeddings.word_embeddings.weight
+    words.data = quantize_q4(words.data).dequantize()
+    folder = export_model(model, character_tokenizer(), tmp_path / "model", card=CARD, pack="8bit")
+    names = load_file(folder / "packed.safetensors")
+    assert [name for name in names if name.endswith(".q4")] == ["embeddings.word_embeddings.weight.q4"]
+    found = EmbeddingModel.load(folder).backbone.embeddings.word_embeddings.weight  # type: ignore[union-attr]
+    assert torch.equal(found, words)
 
 
 def test_matrices_without_blocks_stay_plain(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What each part of the distillation loss is worth: the same run with one thing changed at a time, as a table.
 
-    python -m training.ablation training/recipes/luotuo-mini.toml --out runs/ablation --set data.max_pairs=1000
+    python -m training.ablation training/recipes/local-teacher.toml --out runs/ablation --set data.max_pairs=1000
 
 All variants share one cache of the teacher's vectors. A variant that is finished is not run again, so that the table
 can be interrupted and widened; the table is written to table.md in the folder after each.

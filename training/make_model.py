@@ -12,7 +12,7 @@ import argparse
 import json
 import logging
 import lzma
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from luotuo_integrations.encoder import CPU_BUDGET
 from luotuo_integrations.model_folder import DenseSettings
 from luotuo_integrations.modeling import EmbeddingModel, make_head
 from luotuo_integrations.registry import resolve
+from luotuo_integrations.texts import Kind
 from luotuo_integrations.tokenization import TextTokenizer
 from luotuo_integrations.training.alignment import Aligner
 from luotuo_integrations.training.config import TrainConfig
@@ -47,17 +48,26 @@ ROTATION_TEXTS = 3_000
 SCORED = 0.7  # scored pairs for each pair of a run; they are short
 
 
-def pack_lines(pack: Path, kind: str) -> Iterator[dict[str, Any]]:
-    """The lines of one kind, in the order of the pack."""
+def pack_lines(pack: Path, *kinds: str) -> Iterator[dict[str, Any]]:
+    """The lines of some kinds, in the order of the pack, which is random."""
     with lzma.open(pack, "rt", encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            if row["kind"] == kind:
+            if row["kind"] in kinds:
                 yield row
 
 
-def align(config: TrainConfig, pack: Path, *, show_progress: bool = True) -> Path:
-    """Stage 1: make the student and align it; gives the folder of the aligned model."""
+def texts_of_line(line: dict[str, Any]) -> list[tuple[str, Kind]]:
+    """Each text of a line, and as what it is embedded."""
+    if line["kind"] == "text":
+        return [(line["text"], line["as"])]
+    if line["kind"] == "pair":
+        return [(line["query"], "query"), (line["positive"], "passage")]
+    return [(line["sentence1"], "query"), (line["sentence2"], "query")]
+
+
+def align(config: TrainConfig, pack: Path, kinds: Sequence[str], *, show_progress: bool = True) -> Path:
+    """Stage 1: make the student and align it on the lines of some kinds; gives the folder of the aligned model."""
     out = Path(config.run.out)
     aligned = out / "aligned"
     if aligned.is_dir():
@@ -70,9 +80,10 @@ def align(config: TrainConfig, pack: Path, *, show_progress: bool = True) -> Pat
     tokenizer = TextTokenizer(out / "student")
     table = TextTable()
     wanted = 1.2 * config.alignment.tokens  # a text has a token for 1.3 to 2 characters, and four of its own
-    for line in pack_lines(pack, "text"):
-        table.add(line["text"], line["as"])
-        wanted -= len(line["text"]) / 2 + 4
+    for line in pack_lines(pack, *kinds):
+        for text, kind in texts_of_line(line):
+            table.add(text, kind)
+            wanted -= len(text) / 2 + 4
         if wanted < 0:
             break
     tokens = TokenTable.of(table, tokenizer, dict(student.settings.prompts), MOST_TOKENS, show_progress=show_progress)
@@ -181,13 +192,16 @@ def main() -> None:
     parser.add_argument("stage", choices=["align", "contrast"])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--pack", type=Path, required=True, help="what training.data_pack wrote")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=["text", "pair", "scored"], default=["text"], help="lines that align reads"
+    )
     parser.add_argument("--devsets", type=Path, default=Path("runs/devsets/devsets.json"), help="for contrast")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="a setting, as batch.size=64")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = TrainConfig.from_file(arguments.recipe).with_overrides(arguments.overrides)
     if arguments.stage == "align":
-        print(align(config, arguments.pack))
+        print(align(config, arguments.pack, arguments.kinds))
     else:
         print(contrast(config, arguments.pack, arguments.devsets))
 

@@ -181,12 +181,15 @@ class Aligner:
         return {name: float(value.detach()) for name, value in parts.items()}
 
     def _run(self, model: EmbeddingModel, ids: Tensor, mask: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        """States after each layer, (n, T, H) each, and the pooled vectors (n, H)."""
+        """States after each layer, (n, T, H) each, and the vectors (n, D)."""
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
         with autocast:
             output: Any = model.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         states = output.hidden_states
-        return states, pool((states[-1].float(),), mask, model.settings.pooling)
+        vectors = pool((states[-1].float(),), mask, model.settings.pooling)
+        for head in model.heads:
+            vectors = head(vectors)
+        return states, vectors
 
     def _spread(self) -> list[Tensor]:
         """Standard deviation of each dimension of the teacher's states, in the first step's texts: (H,) a pair."""

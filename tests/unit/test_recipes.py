@@ -25,8 +25,10 @@ def test_the_recipes_are_there() -> None:
         "finetune-faq",
         "luotuo-bert",
         "luotuo-bert-medium",
+        "local-teacher",
         "luotuo-glm",
         "luotuo-mini",
+        "luotuo-tiny",
     }
     assert all(f"`{path.name}`" in README for path in RECIPES)
 
@@ -35,12 +37,15 @@ def test_the_recipes_are_there() -> None:
 def test_a_recipe_can_begin(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # recipes name files from the root of the repository
     config = TrainConfig.from_file(path)
+    first = path.read_text(encoding="utf-8")
     StudentSpec.parse(config.student.build)
+    if config.alignment.tokens:
+        assert "training/make_model.py" in first.partition("[")[0]
+        return
     if config.data.records:
         assert FineTuner(config).config.loss
     else:
         assert Distiller(config).config.loss
-    first = path.read_text(encoding="utf-8")
     assert re.search(rf"luotuo \w+ training/recipes/{path.name} --resume", first)
 
 

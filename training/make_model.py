@@ -5,7 +5,7 @@
 
 ``align`` teaches a student of fewer layers the token states of its teacher on running text. ``contrast`` then trains on
 pairs and scored pairs, source by source, while the teacher's vectors hold the student in its space. Both go on where
-they were stopped. The recipe's [alignment] and the other sections say how much of each.
+they were stopped. ``pack`` writes an aligned model that needs no second stage. The recipe says how much of each.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from luotuo_integrations.tokenization import TextTokenizer
 from luotuo_integrations.training.alignment import Aligner
 from luotuo_integrations.training.config import TrainConfig
 from luotuo_integrations.training.evaluate import RetrievalEvaluation
-from luotuo_integrations.training.export import ModelDescription
+from luotuo_integrations.training.export import ModelDescription, export_model
 from luotuo_integrations.training.objective import Objective
 from luotuo_integrations.training.run_folder import RunFolder
 from luotuo_integrations.training.strategies import apply_strategy
@@ -38,7 +38,7 @@ from luotuo_integrations.training.students import build_student
 from luotuo_integrations.training.table import TextTable, TokenTable, embed_numbers
 from luotuo_integrations.training.teacher_cache import CachedTeacher
 from luotuo_integrations.training.teachers import open_teacher
-from luotuo_integrations.training.training_run import TrainingRun, make_accelerator, unit
+from luotuo_integrations.training.training_run import Matrix, TrainingRun, make_accelerator, unit
 from luotuo_integrations.training.training_set import TeacherTable, TrainingSet
 from training.devsets import DevSets
 from training.pair_groups import LONGEST, pair_groups, scored_groups
@@ -137,6 +137,8 @@ def contrast(config: TrainConfig, pack: Path, devsets: Path, *, show_progress: b
     cached = CachedTeacher(
         open_teacher(config.teacher.model), Path(config.teacher.cache or out / "teacher"), show_progress=show_progress
     )
+    sets_to_watch = DevSets.read(devsets)
+    matrix = _matrix(sets_to_watch, cached)
     vectors, rows = cached.vectors(table.texts, table.kinds)
     del cached
     head: Any = EmbeddingModel.load(student).heads[0]
@@ -157,9 +159,32 @@ def contrast(config: TrainConfig, pack: Path, devsets: Path, *, show_progress: b
     folder.begin(table.texts, {name: len(group.rows) for name, group in groups.items()})
     run = TrainingRun(folder, config, student, accelerator, show_progress=show_progress)
     result = run.train(
-        table, sets, [_mixed(DevSets.read(devsets))], teacher={}, description=lambda after: _description(config, after)
+        table,
+        sets,
+        [_mixed(sets_to_watch)],
+        teacher={},
+        description=lambda after: _description(config, after),
+        matrix=matrix,
     )
     return result.model
+
+
+def _matrix(sets: DevSets, teacher: CachedTeacher) -> Matrix:
+    """Thirty halves of news, stories and poems, for the picture of R beside S."""
+    front = [text for one in sets.halves.values() for text in one.front[:10]]
+    back = [text for one in sets.halves.values() for text in one.back[:10]]
+    vectors, rows = teacher.vectors([*front, *back], "passage")
+    found = unit(np.asarray(vectors[rows], np.float32))
+    return Matrix(front, back, ("passage", "passage"), found[: len(front)] @ found[len(front) :].T)
+
+
+def pack_aligned(config: TrainConfig) -> Path:
+    """Write the aligned model as a finished one, for a student that needs no second stage; gives the packed folder."""
+    out = Path(config.run.out)
+    model, tokenizer = EmbeddingModel.load(out / "aligned"), TextTokenizer(out / "aligned").tokenizer
+    card = _description(config, {})
+    export_model(model, tokenizer, out / "model", card=card, overwrite=True)
+    return export_model(model, tokenizer, out / "model-8bit", card=card, pack="8bit", overwrite=True)
 
 
 def _mixed(sets: DevSets) -> RetrievalEvaluation:
@@ -189,9 +214,11 @@ def _description(config: TrainConfig, metrics: dict[str, float]) -> ModelDescrip
 def main() -> None:
     """Run a stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["align", "contrast"])
+    parser.add_argument("stage", choices=["align", "contrast", "pack"])
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--pack", type=Path, required=True, help="what training.data_pack wrote")
+    parser.add_argument(
+        "--pack", type=Path, default=Path("runs/luotuo-mini/pack.jsonl.xz"), help="what training.data_pack wrote"
+    )
     parser.add_argument(
         "--kinds", nargs="+", choices=["text", "pair", "scored"], default=["text"], help="lines that align reads"
     )
@@ -202,8 +229,10 @@ def main() -> None:
     config = TrainConfig.from_file(arguments.recipe).with_overrides(arguments.overrides)
     if arguments.stage == "align":
         print(align(config, arguments.pack, arguments.kinds))
-    else:
+    elif arguments.stage == "contrast":
         print(contrast(config, arguments.pack, arguments.devsets))
+    else:
+        print(pack_aligned(config))
 
 
 if __name__ == "__main__":

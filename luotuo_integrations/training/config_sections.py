@@ -90,7 +90,8 @@ class AlignmentConfig:
     """Learning the token states of a local teacher, before anything else.
 
     Attributes:
-        tokens: Tokens to learn from, prompts included; each text is met once. 0 turns it off.
+        tokens: Tokens to learn from, prompts included. 0 turns it off.
+        passes: How often a text is met at most; fewer where ``tokens`` are used up before.
         tokens_per_step: Tokens of an optimizer step.
         learning_rate: Peak of AdamW's, after a linear warm-up; it falls along a cosine.
         warmup_share: Share of the steps that warm up.
@@ -102,6 +103,7 @@ class AlignmentConfig:
     """
 
     tokens: int = 0
+    passes: int = 1
     tokens_per_step: int = 2_500
     learning_rate: float = 1e-3
     warmup_share: float = 0.05

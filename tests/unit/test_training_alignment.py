@@ -119,6 +119,9 @@ def test_the_plan_meets_each_text_once_and_keeps_to_the_tokens() -> None:
     assert [one.tolist() for one in plan_steps(lengths, 3_000, 100, seed=1)] == [one.tolist() for one in steps]
     assert sum(map(len, plan_steps(lengths, 10**9, 100, seed=1))) >= 499
     assert plan_steps(lengths, 0, 100, seed=1) == []
+    twice = np.concatenate(plan_steps(lengths, 10**9, 100, seed=1, passes=2))
+    assert set(np.bincount(twice).tolist()) <= {1, 2}
+    assert len(twice) >= 998
 
 
 def test_the_rate_warms_up_and_falls() -> None:

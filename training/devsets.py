@@ -12,6 +12,7 @@ import hashlib
 import json
 import lzma
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,11 +29,20 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """Queries, candidates, and the one candidate that answers each query: ``positives[q]`` is its position."""
+    """Queries that search passages.
+
+    Attributes:
+        queries: Q queries.
+        passages: The candidates. The first ``held`` of them are held out of the training; the rest, the beginnings of
+            longer texts, are there to be told from the right ones.
+        positives: For each query the positions of the candidates that answer it, all below ``held``.
+        held: How many passages are held out.
+    """
 
     queries: list[str]
     passages: list[str]
-    positives: list[int]
+    positives: list[list[int]]
+    held: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +101,7 @@ class DevSets:
         """
         texts: list[str] = []
         for retrieval in self.retrieval.values():
-            texts += [*retrieval.queries, *retrieval.passages]
+            texts += [*retrieval.queries, *retrieval.passages[: retrieval.held]]
         for scored in self.sts.values():
             texts += [*scored.first, *scored.second]
         for halves in self.halves.values():
@@ -101,7 +111,8 @@ class DevSets:
 
 def sentence_hashes(text: str) -> Iterator[str]:
     """A hash of each sentence of 12 characters or more, punctuation aside; of a shorter text, of the whole."""
-    letters = [re.sub(r"[\W_]+", "", part) for part in re.split(r"[。！？!?；;\n]", text)]
+    folded = unicodedata.normalize("NFKC", text).lower()
+    letters = [re.sub(r"[\W_]+", "", part) for part in re.split(r"[。!?;\n]", folded)]
     long_ones = [one for one in letters if len(one) >= LEAST_SENTENCE]
     for one in long_ones or ["".join(letters)]:
         yield hashlib.sha256(one.encode()).hexdigest()[:16]
@@ -124,22 +135,30 @@ def place(text: str) -> str:
     return hashlib.sha256(f"{SEED}|{text}".encode()).hexdigest()
 
 
-def retrieval_set(rows: Iterable[Row], candidates: int = CANDIDATES, queries: int = QUERIES) -> Retrieval:
-    """Choose documents by hash, and one question of each, until there are enough."""
-    of_passage: dict[str, str] = {}
+def retrieval_set(
+    rows: Iterable[Row], candidates: int = CANDIDATES, queries: int = QUERIES, shortest: int = 20
+) -> Retrieval:
+    """Choose documents by hash, half of those that there are at most, and one question of each.
+
+    The other half is left to train on; where a question is that of several candidates, each of them answers it. Where
+    there are fewer candidates than asked for, the beginnings of longer passages join them.
+    """
+    of_passage: dict[str, set[str]] = {}
+    longer: set[str] = set()
     for row in rows:
         query, passage = row["query"].strip(), row["positive"].strip()
-        if 20 <= len(passage) <= LONGEST and 2 <= len(query) <= 200 and query not in passage[: len(query) + 4]:
-            known = of_passage.get(passage)
-            if known is None or place(query) < place(known):
-                of_passage[passage] = query
-    passages = sorted(of_passage, key=place)[:candidates]
-    chosen: dict[str, int] = {}
+        if len(passage) > LONGEST:
+            longer.add(passage[:LONGEST])
+        elif shortest <= len(passage) and 2 <= len(query) <= 200 and query not in passage[: len(query) + 4]:
+            of_passage.setdefault(passage, set()).add(query)
+    passages = sorted(of_passage, key=place)[: min(candidates, len(of_passage) // 2)]
+    answers: dict[str, list[int]] = {}
     for position, passage in enumerate(passages):
-        chosen.setdefault(of_passage[passage], position)  # a question asked twice would have two right answers
-        if len(chosen) == queries:
-            break
-    return Retrieval(list(chosen), passages, list(chosen.values()))
+        for query in of_passage[passage]:
+            answers.setdefault(query, []).append(position)
+    chosen = list(dict.fromkeys(min(of_passage[passage], key=place) for passage in passages))[:queries]
+    others = sorted(longer, key=place)[: candidates - len(passages)]
+    return Retrieval(chosen, [*passages, *others], [answers[query] for query in chosen], len(passages))
 
 
 def scored_set(rows: Iterable[Row], count: int = 1_000) -> Scored:
@@ -200,7 +219,7 @@ def build(data: Path) -> DevSets:
             "technology": retrieval_set(rows("pairs/tech_title_body", lambda one: one.startswith("LCTT"))),
             "finance": retrieval_set(rows("pairs/finance_title_body")),
             "news": retrieval_set(rows("pairs/news_title_body")),
-            "web": retrieval_set(rows("pairs/web_query_title", lambda one: one == "QBQTC/dev"), queries=500),
+            "web": retrieval_set(rows("pairs/web_query_title", lambda one: one == "QBQTC/dev"), shortest=8),
             "classical": retrieval_set(rows("pairs/classical_modern")),
         },
         sts={

@@ -25,7 +25,7 @@ from luotuo_integrations.encoder import CPU_BUDGET
 from luotuo_integrations.model_folder import DenseSettings
 from luotuo_integrations.modeling import EmbeddingModel, make_head
 from luotuo_integrations.registry import resolve
-from luotuo_integrations.texts import Kind
+from luotuo_integrations.texts import Kind, Vectors
 from luotuo_integrations.tokenization import TextTokenizer
 from luotuo_integrations.training.alignment import Aligner
 from luotuo_integrations.training.config import TrainConfig
@@ -41,10 +41,14 @@ from luotuo_integrations.training.teachers import open_teacher
 from luotuo_integrations.training.training_run import Matrix, TrainingRun, make_accelerator, unit
 from luotuo_integrations.training.training_set import TeacherTable, TrainingSet
 from training.devsets import DevSets
-from training.pair_groups import LONGEST, pair_groups, scored_groups
+from training.pair_groups import Group, pair_groups, scored_groups
 
+logger = logging.getLogger(__name__)
+
+TEACHERS = {"luotuo-mini": "intfloat/multilingual-e5-small", "luotuo-tiny": "luotuo-mini"}
 MOST_TOKENS = 512
 ROTATION_TEXTS = 3_000
+DEFAULT_PAIRS = 9_000
 SCORED = 0.7  # scored pairs for each pair of a run; they are short
 
 
@@ -68,40 +72,38 @@ def texts_of_line(line: dict[str, Any]) -> list[tuple[str, Kind]]:
 
 def align(config: TrainConfig, pack: Path, kinds: Sequence[str], *, show_progress: bool = True) -> Path:
     """Stage 1: make the student and align it on the lines of some kinds; gives the folder of the aligned model."""
-    out = Path(config.run.out)
-    aligned = out / "aligned"
-    if aligned.is_dir():
-        return aligned
-    if not (out / "student").is_dir():
-        build_student(config.student.build, out / "student", base=config.student.base)
-    student = EmbeddingModel.load(out / "student")
-    teacher = EmbeddingModel.load(resolve(config.teacher.model))
-    apply_strategy(student, config.strategy)
-    tokenizer = TextTokenizer(out / "student")
+    out, settings = Path(config.run.out), config.alignment
     table = TextTable()
-    wanted = 1.2 * config.alignment.tokens  # a text has a token for 1.3 to 2 characters, and four of its own
+    wanted = 1.2 * settings.tokens / settings.passes  # a text has a token for 1.3 to 2 characters, and four of its own
     for line in pack_lines(pack, *kinds):
         for text, kind in texts_of_line(line):
             table.add(text, kind)
             wanted -= len(text) / 2 + 4
         if wanted < 0:
             break
-    tokens = TokenTable.of(table, tokenizer, dict(student.settings.prompts), MOST_TOKENS, show_progress=show_progress)
-    device = "cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu"
+    folder = RunFolder(out / "alignment", config, resume=True)
+    folder.begin(table.texts, {"texts": len(table)})
+    if not folder.student.is_dir():
+        build_student(config.student.build, folder.student, base=config.student.base)
+    student = EmbeddingModel.load(folder.student)
+    teacher = EmbeddingModel.load(resolve(config.teacher.model))
+    apply_strategy(student, config.strategy)
+    tokenizer = TextTokenizer(folder.student)
+    most = config.student.max_tokens or MOST_TOKENS
+    tokens = TokenTable.of(table, tokenizer, dict(student.settings.prompts), most, show_progress=show_progress)
     aligner = Aligner(
         student,
         teacher,
         tokens,
-        config=config.alignment,
-        folder=out / "alignment",
-        device=device,
+        config=settings,
+        folder=folder.path,
+        device="cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu",
         seed=config.seed,
         show_progress=show_progress,
     )
-    logging.info("Aligning on %d texts, %d tokens", sum(map(len, aligner.steps)), config.alignment.tokens)
+    logger.info("Aligning on %d of %d texts in %d steps", sum(map(len, aligner.steps)), len(table), len(aligner.steps))
     aligner.run()
-    student.to("cpu").save(aligned, tokenizer.tokenizer)
-    return aligned
+    return student.to("cpu").save(out / "aligned", tokenizer.tokenizer, overwrite=True)
 
 
 def rotate(aligned: Path, folder: Path, pack: Path) -> Path:
@@ -114,7 +116,7 @@ def rotate(aligned: Path, folder: Path, pack: Path) -> Path:
     tokenizer = TextTokenizer(aligned)
     table = TextTable()
     for line in islice(pack_lines(pack, "text"), ROTATION_TEXTS):
-        table.add(line["text"][:LONGEST], line["as"])
+        table.add(line["text"], line["as"])
     tokens = TokenTable.of(table, tokenizer, dict(model.settings.prompts), MOST_TOKENS)
     numbers = np.arange(len(table))
     vectors = unit(embed_numbers(model, tokens, numbers, budget=CPU_BUDGET, device=torch.device("cpu")))
@@ -127,37 +129,25 @@ def rotate(aligned: Path, folder: Path, pack: Path) -> Path:
 def contrast(config: TrainConfig, pack: Path, devsets: Path, *, show_progress: bool = True) -> Path:
     """Stage 2: train the aligned model on pairs and scored pairs; gives the folder of the finished model."""
     out = Path(config.run.out)
-    student = out / "rotated"
-    if not student.is_dir():
-        rotate(out / "aligned", student, pack)
     table = TextTable()
-    count = config.data.max_pairs or 12_000
+    count = config.data.max_pairs or DEFAULT_PAIRS
     lines = chain(pack_lines(pack, "pair"), islice(pack_lines(pack, "text"), 20 * count))
     groups = pair_groups(lines, table, count) | scored_groups(pack_lines(pack, "scored"), table, int(SCORED * count))
+    config = replace(config, run=replace(config.run, out=str(out / "contrast")))
+    folder = RunFolder(config.run.out, config, resume=True)
+    folder.begin(table.texts, {name: len(group.rows) for name, group in groups.items()})
+    if not folder.student.is_dir():
+        rotate(out / "aligned", folder.student, pack)
     cached = CachedTeacher(
         open_teacher(config.teacher.model), Path(config.teacher.cache or out / "teacher"), show_progress=show_progress
     )
     sets_to_watch = DevSets.read(devsets)
     matrix = _matrix(sets_to_watch, cached)
     vectors, rows = cached.vectors(table.texts, table.kinds)
-    del cached
-    head: Any = EmbeddingModel.load(student).heads[0]
-    turn = head[0].weight.detach().numpy()  # (D, D): the teacher is turned as the student was
-    teacher = TeacherTable(vectors @ turn.T, rows)
-    sets = []
-    for name, group in groups.items():
-        scored = bool(group.labels)
-        other = "softmax" if scored else "cosent"
-        loss = {part: one for part, one in config.loss.items() if part != other}
-        has = ["teacher", "labels"] if scored else ["teacher"]
-        objective = Objective(loss, has, config.matryoshka)
-        sets.append(TrainingSet(name, group.numbers(), objective, config.batch, teacher=teacher, labels=group.scores()))
-        logging.info("%s: %d rows", name, len(group.rows))
-    accelerator = make_accelerator(config.run)
-    config = replace(config, run=replace(config.run, out=str(out / "contrast")))
-    folder = RunFolder(config.run.out, config, resume=True)
-    folder.begin(table.texts, {name: len(group.rows) for name, group in groups.items()})
-    run = TrainingRun(folder, config, student, accelerator, show_progress=show_progress)
+    del cached  # and the teacher with it
+    teacher = TeacherTable(vectors @ turn_of(folder.student).T, rows)  # turned as the student was
+    sets = [_training_set(name, group, config, teacher) for name, group in groups.items() if len(group.rows) > 1]
+    run = TrainingRun(folder, config, folder.student, make_accelerator(config.run), show_progress=show_progress)
     result = run.train(
         table,
         sets,
@@ -167,6 +157,21 @@ def contrast(config: TrainConfig, pack: Path, devsets: Path, *, show_progress: b
         matrix=matrix,
     )
     return result.model
+
+
+def turn_of(folder: Path) -> Vectors:
+    """The matrix of the head that `rotate` gave a model: float32 (D, D)."""
+    head: Any = EmbeddingModel.load(folder).heads[0]
+    turn: Vectors = head[0].weight.detach().numpy()
+    return turn
+
+
+def _training_set(name: str, group: Group, config: TrainConfig, teacher: TeacherTable) -> TrainingSet:
+    """Rows of one domain: scored pairs learn from their scores, the others by contrast."""
+    scored = bool(group.labels)
+    loss = {part: one for part, one in config.loss.items() if part != ("softmax" if scored else "cosent")}
+    objective = Objective(loss, ["teacher", "labels"] if scored else ["teacher"], config.matryoshka)
+    return TrainingSet(name, group.numbers(), objective, config.batch, teacher=teacher, labels=group.scores())
 
 
 def _matrix(sets: DevSets, teacher: CachedTeacher) -> Matrix:
@@ -190,9 +195,9 @@ def pack_aligned(config: TrainConfig) -> Path:
 def _mixed(sets: DevSets) -> RetrievalEvaluation:
     """A glance at retrieval while training: some questions of each domain, among each other's answers."""
     pairs = [
-        (query, one.passages[place])
+        (query, one.passages[places[0]])
         for one in sets.retrieval.values()
-        for query, place in islice(zip(one.queries, one.positives, strict=True), 40)
+        for query, places in islice(zip(one.queries, one.positives, strict=True), 40)
     ]
     passages = list(dict.fromkeys(passage for _, passage in pairs))
     queries = [query for query, _ in pairs]
@@ -200,12 +205,13 @@ def _mixed(sets: DevSets) -> RetrievalEvaluation:
 
 
 def _description(config: TrainConfig, metrics: dict[str, float]) -> ModelDescription:
+    name = config.run.name or config.run.out
     return ModelDescription(
-        name=config.run.name or config.run.out,
-        base=f"intfloat/multilingual-e5-small ({config.student.build} of {config.student.base})",
-        teacher="intfloat/multilingual-e5-small",
+        name=name,
+        base=f"{config.student.build} of {config.student.base}",
+        teacher=TEACHERS.get(name, config.teacher.model),
         teacher_licence="MIT",
-        data="training/data_pack.py",
+        data="Chinese texts and pairs, by source and licence in MODEL_CARD.md of luotuo-mini",
         licence=config.run.licence,
         metrics=metrics,
     )

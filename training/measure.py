@@ -2,11 +2,13 @@
 
     python -m training.measure luotuo-interim runs/luotuo-mini/contrast/model-8bit bm25 --out runs/measure
 
-Each model's numbers are kept in the folder, and a model that was measured is not measured again (``--again`` does).
+Each model's numbers are kept in the folder; it is measured again where the model, the sets, the tasks or the dimensions
+are others.
 ``--dimensions 256 128`` adds columns of vectors cut to their first numbers.
 """
 
 import argparse
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ import numpy as np
 from luotuo_integrations.encoder import Encoder
 from luotuo_integrations.evaluation import rank_metrics, ranking_metrics, ranks
 from luotuo_integrations.retrieval import KeywordIndex, character_bigrams
-from luotuo_integrations.similarity_metrics import paired_cosines, spearman
+from luotuo_integrations.similarity_metrics import paired_cosines, retrieval_from_vectors, spearman
 from luotuo_integrations.texts import Kind, Vectors
 from training.devsets import DevSets, Halves, Labelled, Retrieval, Scored
 
@@ -57,7 +59,7 @@ def measure_bm25(sets: DevSets) -> Metrics:
     for name, one in sets.retrieval.items():
         index = KeywordIndex([character_bigrams(passage) for passage in one.passages])
         ranked = [[place for place, _ in index.search(character_bigrams(query), 10)] for query in one.queries]
-        metrics[f"retrieval/{name}"] = ranking_metrics(ranked, [[place] for place in one.positives])["ndcg@10"]
+        metrics[f"retrieval/{name}"] = ranking_metrics(ranked, one.positives)["ndcg@10"]
     return metrics
 
 
@@ -69,7 +71,7 @@ def cut(vectors: Vectors, dimensions: int) -> Vectors:
 
 
 def _retrieval(one: Retrieval) -> Callable[[Vectors, Vectors], float]:
-    return lambda queries, passages: rank_metrics(ranks(queries @ passages.T, one.positives))["ndcg@10"]
+    return lambda queries, passages: retrieval_from_vectors(queries, passages, one.positives)["ndcg@10"]
 
 
 def _sts(one: Scored) -> Callable[[Vectors, Vectors], float]:
@@ -88,7 +90,8 @@ def _probe(one: Labelled) -> Callable[[Vectors], float]:
     def accuracy(vectors: Vectors) -> float:
         # Of length 1 and all much alike: without the mean and in units of their spread, so that one strength of
         # regularisation suits every model.
-        centred = (vectors - vectors[: one.train].mean(0)) / vectors[: one.train].std()
+        centred = vectors - vectors[: one.train].mean(0)
+        centred = centred / centred[: one.train].std()
         probe = LogisticRegression(C=0.1, max_iter=1_000).fit(centred[: one.train], one.labels[: one.train])
         return float(probe.score(centred[one.train :], one.labels[one.train :]))
 
@@ -129,20 +132,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/measure"))
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--dimensions", nargs="*", type=int, default=[], help="cut vectors, too")
-    parser.add_argument("--again", action="store_true", help="measure again what was measured")
     arguments = parser.parse_args()
     sets = DevSets.read(arguments.devsets)
+    request = {
+        "devsets": hashlib.sha256(arguments.devsets.read_bytes()).hexdigest(),
+        "tasks": arguments.tasks,
+        "dimensions": arguments.dimensions,
+    }
     columns: dict[str, Metrics] = {}
     for model in arguments.models:
+        encoder = None if model == "bm25" else Encoder(model)
+        asked = {**request, "model": "" if encoder is None else encoder.fingerprint}
         kept = arguments.out / (re.sub(r"\W+", "-", model).strip("-") + ".json")
-        if arguments.again or not kept.is_file():
-            if model == "bm25":
+        known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        if known.get("asked") != asked:
+            if encoder is None:
                 found = {"": measure_bm25(sets)}
             else:
-                found = measure(Encoder(model).encode, sets, arguments.tasks, arguments.dimensions)
+                found = measure(encoder.encode, sets, arguments.tasks, arguments.dimensions)
+            known = {"asked": asked, "found": found}
             kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        for column, metrics in json.loads(kept.read_text(encoding="utf-8")).items():
+            kept.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        for column, metrics in known["found"].items():
             columns[f"{model} {column}".strip()] = metrics
     print(table(columns))
 

@@ -11,7 +11,7 @@ from luotuo_integrations.texts import Vectors
 from luotuo_integrations.training.table import Ids, TextTable
 from training.devsets import cut_in_half
 
-LONGEST = 300  # characters of a text in these stages; longer ones were met in the alignment
+LONGEST = 420  # characters of a text; cut, a longer one might lose what answers the question, so it is left out
 
 Line = dict[str, Any]
 
@@ -64,10 +64,10 @@ def pair_groups(lines: Iterable[Line], table: TextTable, count: int) -> dict[str
         if name is None or len(groups[name].rows) >= limits[name]:
             continue
         if line["kind"] == "pair":
-            pair: tuple[str, str] | None = (line["query"][:LONGEST], line["positive"][:LONGEST])
+            pair: tuple[str, str] | None = (line["query"], line["positive"])
         else:
-            pair = cut_in_half(line["text"][: 2 * LONGEST]) if len(line["text"]) >= 60 else None
-        if pair is not None:
+            pair = cut_in_half(line["text"]) if len(line["text"]) >= 60 else None
+        if pair is not None and max(map(len, pair)) <= LONGEST:
             groups[name].rows.append((table.add(pair[0], "query"), table.add(pair[1], "passage")))
     return groups
 
@@ -80,7 +80,7 @@ def scored_groups(lines: Iterable[Line], table: TextTable, count: int) -> dict[s
         group_name = "grades" if re.search("stsb|chinese_sts", line["source"]) else "matches"
         group = groups[group_name]
         if len(group.rows) < limits[group_name]:
-            first, second = (table.add(line[key][:LONGEST], "query") for key in ("sentence1", "sentence2"))
+            first, second = (table.add(line[key], "query") for key in ("sentence1", "sentence2"))
             group.rows.append((first, second))
             group.labels.append(line["label"])
     return groups

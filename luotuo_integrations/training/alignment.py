@@ -6,11 +6,13 @@ teacher's (as in TinyBERT, Jiao et al. 2020, arXiv:1909.10351). It is what a pru
 calls and no stored vectors, and every text is met once.
 """
 
+import hashlib
+import json
 import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from luotuo_integrations.modeling import EmbeddingModel
 from luotuo_integrations.pooling import pool
 from luotuo_integrations.progress import progress_bar
 from luotuo_integrations.training.checkpoints import (
+    CheckpointError,
     Checkpoints,
     load_optimizer,
     load_trained,
@@ -76,7 +79,7 @@ class Aligner:
         show_progress: Show a progress bar.
 
     Raises:
-        ValueError: If the widths differ, or the student has more layers.
+        ValueError: If widths or vocabularies differ, or the student has more layers.
     """
 
     def __init__(
@@ -94,8 +97,12 @@ class Aligner:
         if student.hidden_size != teacher.hidden_size:
             msg = (
                 f"the student is {student.hidden_size} wide and the teacher {teacher.hidden_size}: token states can "
-                "only be aligned between models of one width. Set alignment.tokens=0"
+                "only be aligned between models of one width. Choose another teacher or student"
             )
+            raise ValueError(msg)
+        words = [int(one.backbone.config.vocab_size) for one in (student, teacher)]  # type: ignore[union-attr, arg-type]
+        if words[0] != words[1]:
+            msg = f"the student knows {words[0]} words and the teacher {words[1]}: they must read the same tokens"
             raise ValueError(msg)
         self.pairs = layer_pairs(_layer_count(student), _layer_count(teacher))
         self.device = torch.device(device)
@@ -113,12 +120,14 @@ class Aligner:
         self.steps = plan_steps(tokens.lengths, config.tokens, config.tokens_per_step, seed, passes=config.passes)
         self.budget = CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET
         self._scale = self._spread() if self.steps else []
+        self._fingerprint = self._plan_fingerprint()
 
     def run(self) -> None:
         """Train to the end, from the newest checkpoint where there is one.
 
         Raises:
             FloatingPointError: If the loss is not finite.
+        CheckpointError: If the checkpoints in the folder are of another alignment.
             KeyboardInterrupt: After Ctrl-C or SIGTERM, when a checkpoint was written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -203,15 +212,29 @@ class Aligner:
                     sums[place].append(states[pair.teacher][mask.bool()].float())
         return [torch.cat(one).std(0).clamp_min(1e-4) for one in sums]
 
+    def _plan_fingerprint(self) -> str:
+        """Hash of what decides every step: settings, texts and their order."""
+        digest = hashlib.sha256(json.dumps(asdict(replace(self.config, checkpoint_minutes=0.0))).encode())
+        digest.update(self.tokens.ids.tobytes())
+        for step in self.steps:
+            digest.update(step.tobytes() + b"|")
+        return digest.hexdigest()[:32]
+
     def _checkpoint(self, step: int) -> None:
         tensors = {f"model/{name}": one for name, one in trained_tensors(self.student).items()}
         tensors |= {f"optimizer/{name}": one for name, one in optimizer_tensors(self.student, self.optimizer).items()}
-        self.checkpoints.write(step, tensors, {"step": step})
+        self.checkpoints.write(step, tensors, {"step": step, "fingerprint": self._fingerprint})
 
     def _resume(self) -> int:
         checkpoint = self.checkpoints.newest()
         if checkpoint is None:
             return 0
+        if checkpoint.state["fingerprint"] != self._fingerprint:
+            msg = (
+                f"The checkpoint in {self.checkpoints.folder} is of an alignment with other settings, texts or seed. "
+                "Put them back, or take another folder"
+            )
+            raise CheckpointError(msg)
         kinds: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
         for name, tensor in checkpoint.tensors.items():
             kind, _, rest = name.partition("/")

@@ -46,7 +46,11 @@ _GOLDEN_NUMBERS = 8
 _GOLDEN_DECIMALS = 5
 _GOLDEN_TOLERANCE = 1e-4  # of a number of a vector of length 1
 _KINDS: tuple[Kind, ...] = ("query", "passage")
-_PACKS: Mapping[str, str] = {"none": "safetensors", "4bit": "4-bit blocks of 32", "8bit": "8-bit blocks of 32"}
+_PACKS: Mapping[str, str] = {
+    "none": "safetensors",
+    "4bit": "4-bit blocks of 32",
+    "8bit": "8-bit blocks of 32, 4-bit where that loses nothing",
+}
 _WITH_CODE_OF_OURS = ("luotuo-glm-encoder",)  # types of backbone that plain transformers does not know
 
 

@@ -190,7 +190,7 @@ def write_pack(lines: list[Line], path: Path) -> None:
     """Write lines to a ``.jsonl.xz``, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    with lzma.open(temporary, "wt", encoding="utf-8", preset=6) as out:
+    with lzma.open(temporary, "wt", encoding="utf-8", preset=9) as out:
         out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     temporary.replace(path)
 

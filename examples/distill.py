@@ -1,4 +1,4 @@
-"""Distil the bundled 12-layer model into a 3-layer one, then search with the small one. About a minute, no network.
+"""Distil the bundled 6-layer model into a 3-layer one, then search with the small one. About a minute, no network.
 
 Your own corpus and an API as the teacher are a matter of a few settings; on the command line:
 luotuo distill --corpus 新闻/ --teacher openai:text-embedding-3-small --student bert-pruned:6 --out runs/mine
@@ -23,7 +23,7 @@ def main(out: Path) -> None:
                 "most_characters": 160,
                 "dev_count": 25,
             },
-            "teacher": {"model": "luotuo-interim"},
+            "teacher": {"model": "luotuo-mini"},
             "student": {"build": "bert-pruned:3", "max_tokens": 96},
             "batch": {"size": 16},
             "optimizer": {"epochs": 4, "learning_rate": 4e-4},

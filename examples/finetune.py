@@ -17,7 +17,7 @@ QUESTIONS = Path(__file__).parent / "data" / "questions.jsonl"
 def main(out: Path) -> None:
     rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     records = [{"query": row["query"], "positive": row["positive"]} for row in rows]
-    tuner = FineTuner.from_pretrained("luotuo-interim", dataset=records, out=out, show_progress=sys.stderr.isatty())
+    tuner = FineTuner.from_pretrained("luotuo-mini", dataset=records, out=out, show_progress=sys.stderr.isatty())
     batch, optimizer = tuner.config.batch, tuner.config.optimizer
     print(f"{len(records)} 条 {tuner.kind.__name__}，损失 {', '.join(tuner.config.loss)}，", end="")
     print(f"批大小 {batch.size}，学习率 {optimizer.learning_rate:.0e}")

@@ -6,7 +6,7 @@ test: the method was chosen with both in view.
 - answerability.json: the weights of a logistic regression over the evidence (luotuo_integrations/answerability.py),
   answerable questions against small talk and general knowledge; the intercept makes 0.5 the threshold that refuses 4 %
   of the answerable ones.
-- luotuo-interim.safetensors: the vectors of the background bank, so that the first question need not wait for them.
+- luotuo-mini.safetensors: the vectors of the background bank, so that the first question need not wait for them.
 - printed: (slope, midpoint) of the card's relevance, a logistic of the cosine, gold passages against the best that
   off-topic questions find.
 

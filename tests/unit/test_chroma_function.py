@@ -98,9 +98,9 @@ def test_building_a_function_loads_no_model_and_shares_it(embeddings: LuotuoEmbe
     "config",
     [
         {},
-        {"model": "luotuo-interim"},
+        {"model": "luotuo-mini"},
         {"model": "", "fingerprint": "0"},
-        {"model": "luotuo-interim", "fingerprint": "0", "trust_remote_code": True},
+        {"model": "luotuo-mini", "fingerprint": "0", "trust_remote_code": True},
     ],
 )
 def test_function_refuses_a_config_that_is_not_its_own(config: dict[str, object]) -> None:

@@ -138,7 +138,7 @@ def test_the_index_remembers_its_model(tiny_documents: list[str], monkeypatch: p
     assert run("index", documents, "--model", Path(model).name).exit_code == 0
     monkeypatch.chdir("/")
     assert json.loads(run("search", documents, "请假", "--json").stdout)[0]["text"] == "试用期员工可以请假。"
-    refused = run("search", documents, "请假", "--model", "luotuo-interim")
+    refused = run("search", documents, "请假", "--model", "luotuo-mini")
     assert refused.exit_code == 1
     assert "was built with the model" in refused.stderr
 
@@ -364,8 +364,8 @@ def test_models_are_named_in_full_at_any_width(columns: str) -> None:
     result = run("models", env={"COLUMNS": columns})
     table, _, notes = result.stdout.partition("\n\n")
     assert [line.split()[0] for line in table.splitlines()[1:]] == list(CARDS)
-    assert "luotuo-interim" in table
-    assert re.search(r"luotuo-interim +384 +512 +mean +MIT +\(default\)", table)
+    assert "luotuo-mini" in table
+    assert re.search(r"luotuo-mini +384 +512 +mean +MIT +\(default\)", table)
     assert notes.count("convert_luotuo_bert") == 1
 
 

@@ -322,7 +322,7 @@ def test_an_ingestion_pipeline_fills_the_store(model: LuotuoEmbeddings) -> None:
 def test_a_store_of_another_model_is_refused(model: LuotuoEmbeddings, tmp_path: Path) -> None:
     FaissVectorStore(model).persist(str(tmp_path))
     FaissVectorStore.from_persist_path(str(tmp_path), model)
-    with pytest.raises(StoreMismatchError, match="was built with the model 'luotuo-interim'"):
+    with pytest.raises(StoreMismatchError, match="was built with the model 'luotuo-mini'"):
         FaissVectorStore.from_persist_path(str(tmp_path), LuotuoEmbeddings(passage_prompt="文档："))
     with pytest.raises(ValueError, match=r"shape \(1, 3\)"):
         FaissVectorStore(model).add(nodes()[:1])

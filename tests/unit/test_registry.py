@@ -106,7 +106,7 @@ def test_a_name_without_its_owner_is_answered_with_the_whole_name() -> None:
 
 def test_without_a_network_the_hub_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelNotFoundError, match=r"'owner/model'.*could not be reached.*'luotuo-interim' is in the"):
+    with pytest.raises(ModelNotFoundError, match=r"'owner/model'.*could not be reached.*'luotuo-mini' is in the"):
         resolve("owner/model", cache_folder=tmp_path)
 
 

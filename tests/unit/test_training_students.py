@@ -97,7 +97,7 @@ def test_layers_are_spread_evenly_up_to_the_last() -> None:
         ("random:6x384", StudentSpec(random=(6, 384))),
         ("glm:/models/a+b", StudentSpec(glm=("/models/a+b", (4, 384)))),
         ("glm:C:/models/glm:6x512", StudentSpec(glm=("C:/models/glm", (6, 512)))),
-        ("luotuo-interim", StudentSpec(base="luotuo-interim")),
+        ("luotuo-mini", StudentSpec(base="luotuo-mini")),
         ("./没有的文件夹", StudentSpec(base="./没有的文件夹")),
         ("BAAI/bge-small-zh-v1.5+vocab:8000", StudentSpec(base="BAAI/bge-small-zh-v1.5", vocabulary=8000)),
     ],

@@ -94,9 +94,9 @@ def test_a_local_teachers_name_tells_what_decides_its_vectors(tiny_folder: Path)
 
 
 def test_the_bundled_models_licence_is_known() -> None:
-    teacher = open_teacher("luotuo-interim", device="cpu")
+    teacher = open_teacher("luotuo-mini", device="cpu")
     assert teacher.licence == "MIT"
-    assert teacher.name.startswith("local:luotuo-interim;")
+    assert teacher.name.startswith("local:luotuo-mini;")
 
 
 def test_vectors_in_a_jsonl_file_are_looked_up_by_text(tmp_path: Path) -> None:

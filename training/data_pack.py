@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--devsets", type=Path, default=Path("runs/devsets/devsets.json"))
     parser.add_argument("--out", type=Path, default=Path("runs/luotuo-mini/pack.jsonl.xz"))
     arguments = parser.parse_args()
-    from opencc import OpenCC  # type: ignore[import-untyped,unused-ignore]
+    from opencc import OpenCC
 
     known = DevSets.read(arguments.devsets).sentences()
     for row in rows_of(arguments.data / f"{OCNLI}.jsonl.xz"):

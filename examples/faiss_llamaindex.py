@@ -13,7 +13,7 @@ from luotuo_integrations import ChineseNodeParser, FaissVectorStore, LuotuoEmbed
 from luotuo_integrations.documents import load_documents
 
 MANUALS = Path(__file__).parent / "data" / "产品手册"
-QUESTIONS = ["户外电源放久了不用要注意什么？", "冰箱最低能到多少度？", "停电的时候电脑会关机吗？"]
+QUESTIONS = ["户外电源长期不用怎么存放？", "车载冰箱不制冷怎么办？", "停电时电脑能不关机吗？"]
 
 
 def main() -> None:

@@ -87,7 +87,7 @@ def test_sentence_transformers_gives_the_same_vectors(name: str, tmp_path: Path)
     theirs = SentenceTransformer(str(folder), device="cpu")
     texts = [case["text"] for case in CASES]
     for kind in ("query", "passage"):
-        other = theirs.encode(texts, prompt_name=kind, normalize_embeddings=True)
+        other = theirs.encode(texts, prompt=encoder.prompts[kind], normalize_embeddings=True)
         assert float((encoder.encode(texts, kind) * other).sum(axis=1).min()) > 0.9999
 
 

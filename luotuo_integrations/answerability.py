@@ -12,7 +12,6 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,30 +20,15 @@ from safetensors.numpy import save
 
 from luotuo_integrations.registry import ASSETS, DEFAULT_MODEL
 from luotuo_integrations.store.vector_math import unit_rows
+from luotuo_integrations.texts import ArrayEncoder, Vectors
 
 logger = logging.getLogger(__name__)
 
-Vectors = npt.NDArray[np.float32]
 WEIGHTS_FILE = ASSETS / "background" / "answerability.json"
 BACKGROUND_FILE = ASSETS / "background" / "texts.jsonl"
 PACKAGED_FILE = ASSETS / "background" / f"{DEFAULT_MODEL}.safetensors"
 CACHE_FILE = "background.safetensors"
 NEAREST = 5  # how many of the bank's texts stand for "the nearest unrelated text"
-
-
-class ArrayEncoder(Protocol):
-    """What is needed of an embedding model; ``LuotuoEmbeddings`` has it."""
-
-    @property
-    def model(self) -> str:
-        """Name of the model."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of what decides passage vectors."""
-
-    def encode(self, texts: list[str], kind: Literal["query", "passage"] = "passage") -> Vectors:
-        """Texts to float32 (N, D)."""
 
 
 @dataclass(frozen=True)

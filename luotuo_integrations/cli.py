@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from luotuo_integrations.cli_errors import clear_errors
+from luotuo_integrations.cli_mapper import mapper_app
 from luotuo_integrations.cli_output import (
     answer_json,
     lines_of,
@@ -56,6 +57,9 @@ Model = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.", show_default="the best there is")]
 Encoding = Annotated[
     str | None, typer.Option(help="Encoding of text and HTML files, as big5.", show_default="detected; later the same")
+]
+Mapper = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="Query mapper, a file of `luotuo mapper fit`.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -111,6 +115,7 @@ def search(
     documents: Documents,
     query: Annotated[str, typer.Argument(help="What to look for.", show_default=False)],
     k: Annotated[int, typer.Option("-k", min=1, help="How many passages.")] = 4,
+    mapper: Mapper = None,
     store: Store = None,
     model: Model = None,
     device: Device = None,
@@ -118,7 +123,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the passages nearest to a query. The folder is indexed first where that is needed."""
-    results = _opened_and_synced(documents, store, model, device, encoding).search(query, k)
+    results = _opened_and_synced(documents, store, model, device, encoding, mapper=mapper).search(query, k)
     if as_json:
         print_json([result_json(result) for result in results])
         return
@@ -142,6 +147,7 @@ def ask(
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Relevance below which the answer is 'not found'; 0 answers always.")
     ] = 0.5,
+    mapper: Mapper = None,
     store: Store = None,
     model: Model = None,
     device: Device = None,
@@ -151,7 +157,7 @@ def ask(
     """Answer a question from the documents, with sources. Without a language model it quotes the best sentences."""
     chat_model = _chat_model(llm, llm_model, local_llm)
     knowledge_base = _opened_and_synced(
-        documents, store, model, device, encoding, llm=chat_model, k=k, threshold=threshold
+        documents, store, model, device, encoding, mapper=mapper, llm=chat_model, k=k, threshold=threshold
     )
     if as_json:
         answer = knowledge_base.ask(question)
@@ -213,6 +219,7 @@ def embed(
 
 app.command()(distill)
 app.command()(finetune)
+app.add_typer(mapper_app, name="mapper")
 
 
 @app.command()
@@ -247,7 +254,13 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def _open(
-    documents: Path, store: Path | None, model: str | None, device: str | None, encoding: str | None, **options: Any
+    documents: Path,
+    store: Path | None,
+    model: str | None,
+    device: str | None,
+    encoding: str | None,
+    mapper: Path | None = None,
+    **options: Any,
 ) -> "KnowledgeBase":
     from luotuo_integrations.embeddings import LuotuoEmbeddings
     from luotuo_integrations.knowledge_base import KnowledgeBase, model_of_store
@@ -255,7 +268,7 @@ def _open(
     if model is not None and model not in CARDS and Path(model).is_dir():
         model = str(Path(model).resolve())  # the index remembers it, and is opened from other folders too
     model = model or model_of_store(documents, store) or DEFAULT_MODEL
-    embeddings = LuotuoEmbeddings(model, device=device)
+    embeddings = LuotuoEmbeddings(model, device=device, mapper=mapper)
     return KnowledgeBase(documents, store=store, embeddings=embeddings, encoding=encoding, **options)
 
 

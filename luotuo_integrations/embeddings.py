@@ -5,7 +5,6 @@ Encoder, which is loaded at the first call and shared by copies.
 """
 
 import asyncio
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +16,9 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 
-from luotuo_integrations.coalescing import Coalescer
+from luotuo_integrations.encoder_loader import EncoderLoader
+from luotuo_integrations.mapper import LinearQueryMapper
+from luotuo_integrations.query_mapping import QueryMapping
 from luotuo_integrations.registry import CARDS, DEFAULT_MODEL, find_card
 from luotuo_integrations.texts import Kind, Vectors, check_query, check_texts
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _COALESCE_LIMIT = 64
 
 
-class LuotuoEmbeddings(BaseEmbedding, Embeddings):
+class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
     """Chinese text embeddings for LangChain and LlamaIndex.
 
     The model is loaded at the first call. Objects are small to pickle (settings only), copies share the loaded model,
@@ -57,6 +58,7 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
         cache_folder: Where downloads from the hub are kept.
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Run Python code that lies in the model's folder.
+        mapper: What moves the vectors of queries towards their answers, or its file; see ``fit_mapper``.
 
     Raises:
         ModelNotFoundError: At the first call, if there is no such model.
@@ -82,7 +84,8 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
     cache_folder: str | None = Field(default=None, frozen=True, exclude=True)
     trust_remote_code: bool = Field(default=False, frozen=True, exclude=True)
 
-    _loader: "_Loader" = PrivateAttr()
+    _loader: EncoderLoader = PrivateAttr()
+    _mapper: LinearQueryMapper | None = PrivateAttr(default=None)  # of QueryMapping
 
     def __init__(
         self,
@@ -101,6 +104,7 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
         cache_folder: str | Path | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        mapper: LinearQueryMapper | str | Path | None = None,
         model_name: str | None = None,
         num_workers: int | None = None,
         callback_manager: CallbackManager | None = None,
@@ -141,7 +145,8 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
         if rate_limiter is not None:  # the first releases of llama-index-core 0.14 know none
             fields["rate_limiter"] = rate_limiter
         super().__init__(**fields)
-        self._loader = _Loader(self._encoder_settings())
+        self._loader = EncoderLoader(self._encoder_settings())
+        self.mapper = LinearQueryMapper.load(mapper) if isinstance(mapper, str | Path) else mapper
 
     @classmethod
     def class_name(cls) -> str:
@@ -196,7 +201,7 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
         """
         check_texts(texts)
         progress = self.show_progress if show_progress is None else show_progress
-        return self.encoder.encode(texts, kind, out, progress)
+        return self._mapped(self.encoder.encode(texts, kind, out, progress), kind)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each text, without prompt and special tokens."""
@@ -259,7 +264,11 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query without blocking the event loop; concurrent calls share a forward pass."""
-        return (await asyncio.wrap_future(self._loader.coalescer.submit("query", [check_query(text)])))[0]
+        vectors = await asyncio.wrap_future(self._loader.coalescer.submit("query", [check_query(text)]))
+        if self._mapper is None:
+            return vectors[0]
+        mapped: list[float] = self._mapped(np.array(vectors, np.float32), "query")[0].tolist()
+        return mapped
 
     # -- LlamaIndex -----------------------------------------------------------------------------------------------
 
@@ -296,6 +305,7 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
             "embed_batch_size": self.embed_batch_size,
             "show_progress": self.show_progress,
             "num_workers": self.num_workers,
+            "mapper": self._mapper,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -319,26 +329,3 @@ class LuotuoEmbeddings(BaseEmbedding, Embeddings):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "LuotuoEmbeddings":
         return self.model_copy()
-
-
-class _Loader:
-    """Loads the Encoder once, however many threads ask; copies of an embeddings object share one loader."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._encoder: Encoder | None = None
-        self.coalescer: Coalescer[Kind, str, list[float]] = Coalescer(self._embed)
-
-    def encoder(self) -> "Encoder":
-        if self._encoder is None:
-            from luotuo_integrations.encoder import Encoder  # torch and transformers: seconds, and not before a call
-
-            with self._lock:
-                if self._encoder is None:
-                    self._encoder = Encoder(**self._settings)
-        return self._encoder
-
-    def _embed(self, kind: Kind, texts: list[str]) -> list[list[float]]:
-        vectors: list[list[float]] = self.encoder().encode(texts, kind).tolist()
-        return vectors

@@ -1,13 +1,28 @@
-"""What counts as text: checked before any model is loaded or run."""
+"""What counts as text, checked before any model is loaded or run; what turns texts into arrays."""
 
 from collections.abc import Collection, Iterable, Mapping, Set
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Kind = Literal["query", "passage"]
 Vectors = npt.NDArray[np.float32]
+
+
+class ArrayEncoder(Protocol):
+    """What is needed of an embedding model; ``LuotuoEmbeddings`` has it."""
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides passage vectors."""
+
+    def encode(self, texts: list[str], kind: Kind = "passage") -> Vectors:
+        """Texts to float32 (N, D)."""
 
 
 def check_texts(texts: object, *, first_index: int = 0) -> None:

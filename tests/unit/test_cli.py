@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from luotuo_integrations import CARDS, Encoder, KnowledgeBase, cli
+from luotuo_integrations import CARDS, Encoder, KnowledgeBase, LuotuoEmbeddings, cli
+from luotuo_integrations.mapper import LinearQueryMapper
 from tests.openai_stub import OpenAIStubServer
 
 COMMANDS = ("index", "search", "ask", "embed", "distill", "finetune", "models", "doctor")
@@ -354,6 +355,47 @@ def test_embed_leaves_nothing_half_written(tiny_folder: Path, tmp_path: Path, mo
     assert full.exit_code == 1
     assert "No space left" in full.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# -- mapper ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mapper_is_fitted_and_used(tiny_folder: Path, folder: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "faq.jsonl"
+    rows = [{"query": f"第{number}条请假", "positive": f"请假规定{number}"} for number in range(12)]
+    pairs.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    target = tmp_path / "faq.mapper"
+    fitted = run("mapper", "fit", "--pairs", pairs, "--out", target, "--model", tiny_folder)
+    assert fitted.exit_code == 0, fitted.output
+    assert re.search(r"Held-back questions: recall@1 [\d.]+ -> [\d.]+, MRR", fitted.stdout)
+    assert "12 pairs" in fitted.stdout
+    assert LinearQueryMapper.load(target).dimension == 24
+    refused = run("search", folder, "请假", "--mapper", target)  # the index was made by another model
+    assert refused.exit_code == 1
+    assert "luotuo mapper fit" in refused.stderr
+
+
+def test_a_mapper_changes_what_is_found(folder: Path, tmp_path: Path) -> None:
+    embeddings = LuotuoEmbeddings()
+    plain = json.loads(run("search", folder, "请假", "-k", 1, "--json").stdout)[0]
+    away = LinearQueryMapper(
+        -2 * np.eye(384, dtype=np.float32), np.zeros(384, np.float32), embeddings.model, embeddings.fingerprint
+    )
+    path = away.save(tmp_path / "away.mapper")
+    mapped = json.loads(run("search", folder, "请假", "-k", 1, "--json", "--mapper", path).stdout)[0]
+    assert plain["score"] > 0
+    assert mapped["score"] < 0
+
+
+def test_a_mapper_without_pairs_or_a_place_is_an_error(tiny_folder: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "faq.jsonl"
+    pairs.write_text("年假", encoding="utf-8")
+    bad = run("mapper", "fit", "--pairs", pairs, "--out", tmp_path / "faq.mapper", "--model", tiny_folder)
+    assert bad.exit_code == 1
+    assert "line 1 is no JSON" in bad.stderr
+    nowhere = run("mapper", "fit", "--pairs", pairs, "--out", tmp_path / "没有" / "faq.mapper")
+    assert nowhere.exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["faq.jsonl"]
 
 
 # -- models and doctor ------------------------------------------------------------------------------------------------

@@ -95,6 +95,14 @@ def test_chatglm_qa_with_a_stub_for_the_server(capsys: pytest.CaptureFixture[str
     assert "答：文档中没有找到与这个问题相关的内容。" in out
 
 
+def test_mapper(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = printed("mapper", capsys, str(tmp_path / "faq.mapper"))
+    assert out.startswith("60 对问答；留出的问题：MRR 不用映射 0.")
+    assert "映射什么也不改" in out or "方法：" in out
+    assert "住宿" in out.partition("答：")[2]
+    assert (tmp_path / "faq.mapper").is_file()
+
+
 def test_local_model_folder(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed("local_model_folder", capsys)
     assert "model.safetensors" in out

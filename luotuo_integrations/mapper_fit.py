@@ -1,0 +1,263 @@
+"""Fitting a query mapper: three methods, chosen by cross-validation, and identity where none is surely better.
+
+X are N query vectors and Y the vectors of the passages that answer them, all of length 1; h(x) = x + A x + b.
+
+- ridge: A, b minimise sum ||h(x) - y||² + λ N ||A||²: pulled towards the answer, and towards identity.
+- procrustes: I + A is the orthogonal matrix R that minimises sum ||R x - y||² (Schönemann, 1966), b = 0.
+- contrastive: A = U V of low rank and b minimise the cross entropy of the answer among all passages, softmax of
+  cosine / temperature, plus a pull towards identity.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from numpy.typing import NDArray
+
+from luotuo_integrations.errors import LuotuoError
+from luotuo_integrations.evaluation import rank_values, ranks
+from luotuo_integrations.mapper import LinearQueryMapper
+from luotuo_integrations.texts import ArrayEncoder, Vectors
+
+logger = logging.getLogger(__name__)
+
+LEAST_PAIRS = 10
+FOLDS = 5
+STRENGTHS = (0.25, 0.5, 1.0)
+RIDGES = (0.03, 0.3)
+RANKS = (8, 64)
+STEPS = 60
+LEARNING_RATE = 0.02
+PULL = 1e-3  # weight of ||U||² + ||V||² of the contrastive fit
+MOST_CANDIDATES = 2_048  # passages that a query is contrasted with at once
+CONFIDENCE = 2.5  # standard errors that an improvement must exceed; more than 1.96, for it is the best of several
+
+Moves = tuple[Vectors, Vectors]  # A (D, D) and b (D,)
+Report = dict[str, str | int | float]
+Fit = Callable[[Vectors, Vectors, NDArray[np.int64]], Moves]
+
+
+class MapperDataError(LuotuoError, ValueError):
+    """The pairs cannot be used to fit a mapper."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A method with its settings.
+
+    Attributes:
+        name: For the report.
+        fit: (queries (N, D), passages (P, D), positives (N,)) to A and b.
+    """
+
+    name: str
+    fit: Fit
+
+
+def ridge(queries: Vectors, passages: Vectors, positives: NDArray[np.int64], penalty: float) -> Moves:
+    """Closed form: (A | b) of the least squares from x to y - x, penalised by ``penalty`` N ||A||²."""
+    wanted = passages[positives] - queries  # (N, D)
+    means = queries.mean(0), wanted.mean(0)
+    centred = queries - means[0]
+    covariance = centred.T @ centred / len(queries)  # (D, D)
+    # In units of the vectors' own spread, so that one penalty suits every model.
+    penalties = penalty * np.trace(covariance) / len(covariance) * np.eye(len(covariance), dtype=np.float32)
+    matrix = np.linalg.solve(covariance + penalties, centred.T @ (wanted - means[1]) / len(queries)).T
+    return matrix.astype(np.float32), (means[1] - matrix @ means[0]).astype(np.float32)
+
+
+def procrustes(queries: Vectors, passages: Vectors, positives: NDArray[np.int64]) -> Moves:
+    """The rotation, or reflection, that takes queries nearest to their passages."""
+    left, _, right = np.linalg.svd(passages[positives].T @ queries)
+    size = queries.shape[1]
+    return (left @ right - np.eye(size)).astype(np.float32), np.zeros(size, np.float32)
+
+
+def contrastive(
+    queries: Vectors, passages: Vectors, positives: NDArray[np.int64], rank: int, *, steps: int = STEPS, seed: int = 0
+) -> Moves:
+    """Low-rank A and b by Adam on the cross entropy over the passages.
+
+    The temperature is half the spread of a query's cosines, so that one setting suits models whose cosines lie in a
+    narrow range and others. Beyond 2,048 passages each step draws so many, the answers of its queries among them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = queries.shape[1]
+    x, y, targets = torch.from_numpy(queries), torch.from_numpy(passages), torch.from_numpy(positives)
+    sample = x[torch.randperm(len(x), generator=generator)[:512]]
+    temperature = max(0.5 * float((sample @ y.T).std(dim=1).mean()), 1e-3)
+    up = torch.zeros(size, rank, requires_grad=True)
+    down = (torch.randn(rank, size, generator=generator) / size**0.5).requires_grad_()
+    bias = torch.zeros(size, requires_grad=True)
+    optimizer = torch.optim.Adam([up, down, bias], lr=LEARNING_RATE)
+    for _ in range(steps):
+        rows, candidates, places = _drawn(targets, len(y), generator)
+        mapped = F.normalize(x[rows] + x[rows] @ down.T @ up.T + bias, dim=1)
+        loss = F.cross_entropy(mapped @ y[candidates].T / temperature, places)
+        loss = loss + PULL * (up.square().sum() + down.square().sum() + bias.square().sum())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    matrix: Vectors = (up @ down).detach().numpy()
+    return matrix, bias.detach().numpy()
+
+
+def _drawn(
+    targets: torch.Tensor, passages: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of a step, the passages that they choose among, and where among these their answers stand."""
+    if passages <= MOST_CANDIDATES:
+        return torch.arange(len(targets)), torch.arange(passages), targets
+    rows = torch.randperm(len(targets), generator=generator)[: MOST_CANDIDATES // 4]
+    others = torch.randperm(passages, generator=generator)[: MOST_CANDIDATES - len(rows)]
+    candidates, inverse = torch.unique(torch.cat([targets[rows], others]), return_inverse=True)
+    return rows, candidates, inverse[: len(rows)]
+
+
+CANDIDATES = (
+    *(Candidate(f"ridge, penalty {one}", lambda x, y, p, one=one: ridge(x, y, p, one)) for one in RIDGES),  # type: ignore[misc]
+    Candidate("procrustes", procrustes),
+    *(Candidate(f"contrastive, rank {one}", lambda x, y, p, one=one: contrastive(x, y, p, one)) for one in RANKS),  # type: ignore[misc]
+)
+
+
+def fit_mapper(
+    queries: Vectors,
+    passages: Vectors,
+    positives: Sequence[int] | NDArray[np.int64],
+    *,
+    model: str = "",
+    fingerprint: str = "",
+    seed: int = 0,
+) -> LinearQueryMapper:
+    """Fit a mapper, or the identity where nothing is surely better.
+
+    Every method and strength is fitted on four fifths of the passages' queries and judged on the queries of the last
+    fifth, among all passages, by the mean reciprocal rank. The best is taken where it is better than no mapper by more
+    than 2.5 standard errors of the paired difference; then it is fitted on everything.
+
+    Args:
+        queries: float32 (N, D), of length 1, as the model embeds queries.
+        passages: float32 (P, D), of length 1: the answers, and any others.
+        positives: For each query the row of the passage that answers it.
+        model: Name of the model, for messages.
+        fingerprint: Of the model.
+        seed: Of the folds and of the contrastive fit.
+
+    Returns:
+        The mapper; its report tells the method, the strength, and recall@1 and MRR with and without, held back.
+
+    Raises:
+        MapperDataError: If a number is not finite, or shapes do not fit.
+    """
+    queries, passages = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(passages, np.float32)
+    places = np.asarray(positives, np.int64)
+    _check(queries, passages, places)
+    facts = {"model": model, "fingerprint": fingerprint}
+    size = queries.shape[1]
+    folds = list(_folds(places, seed))
+    report: Report
+    if len(queries) < LEAST_PAIRS or len(folds) < 2:
+        report = {"method": "identity", "pairs": len(queries), "reason": f"fewer than {LEAST_PAIRS} pairs"}
+        return _told(LinearQueryMapper.identity(size, report=report, **facts))
+    plain = _reciprocal_ranks(queries, passages, places)
+    held_back = _held_back(queries, passages, places, folds)
+    (name, strength), values = max(held_back.items(), key=lambda one: float(one[1].mean()))
+    difference = values - plain
+    error = float(difference.std(ddof=1)) / len(difference) ** 0.5
+    report = {
+        "pairs": len(queries),
+        "passages": len(passages),
+        "mrr_without": round(float(plain.mean()), 4),
+        "mrr": round(float(values.mean()), 4),
+        "recall@1_without": round(float((plain == 1).mean()), 4),
+        "recall@1": round(float((values == 1).mean()), 4),
+    }
+    if float(difference.mean()) <= CONFIDENCE * error:
+        report |= {"method": "identity", "reason": "no method is surely better on held-back pairs", "best": name}
+        return _told(LinearQueryMapper.identity(size, report=report, **facts))
+    fit = next(one.fit for one in CANDIDATES if one.name == name)
+    matrix, bias = fit(queries, passages, places)
+    report |= {"method": name, "strength": strength}
+    return _told(LinearQueryMapper(strength * matrix, strength * bias, report=report, **facts))
+
+
+def fit_mapper_of_texts(
+    embeddings: ArrayEncoder, pairs: Iterable[tuple[str, str]], passages: Sequence[str] = ()
+) -> LinearQueryMapper:
+    """Embed questions and answers, then `fit_mapper`.
+
+    Args:
+        embeddings: The model, without a mapper.
+        pairs: (question, answer text).
+        passages: Further texts of the collection.
+
+    Raises:
+        TypeError: If a pair is not two strings.
+    """
+    places: dict[str, int] = {}
+    questions: list[str] = []
+    positives: list[int] = []
+    for number, pair in enumerate(pairs):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(one, str) for one in pair)):
+            msg = f"pair {number} is {pair!r:.80}; give (question, answer text), two strings"
+            raise TypeError(msg)
+        questions.append(pair[0])
+        positives.append(places.setdefault(pair[1], len(places)))
+    for text in passages:
+        places.setdefault(text, len(places))
+    return fit_mapper(
+        embeddings.encode(questions, "query"),
+        embeddings.encode(list(places), "passage"),
+        positives,
+        model=embeddings.model,
+        fingerprint=embeddings.fingerprint,
+    )
+
+
+def _held_back(
+    queries: Vectors, passages: Vectors, places: NDArray[np.int64], folds: list[NDArray[np.bool_]]
+) -> dict[tuple[str, float], NDArray[np.float64]]:
+    """Reciprocal rank of each query under each method and strength, fitted without it."""
+    values = {(one.name, strength): np.zeros(len(queries)) for one in CANDIDATES for strength in STRENGTHS}
+    for held in folds:
+        kept = ~held
+        known, own = np.unique(places[kept], return_inverse=True)  # a held-back answer is no negative to learn from
+        for one in CANDIDATES:
+            matrix, bias = one.fit(queries[kept], passages[known], own.astype(np.int64))
+            for strength in STRENGTHS:
+                mapped = LinearQueryMapper(strength * matrix, strength * bias)(queries[held])
+                values[one.name, strength][held] = _reciprocal_ranks(mapped, passages, places[held])
+    return values
+
+
+def _folds(places: NDArray[np.int64], seed: int) -> Iterator[NDArray[np.bool_]]:
+    """Which queries are held back, fold by fold; queries of one passage are never on both sides."""
+    known = np.random.default_rng(seed).permutation(np.unique(places))
+    for part in np.array_split(known, min(FOLDS, len(known))):
+        yield np.isin(places, part)
+
+
+def _reciprocal_ranks(queries: Vectors, passages: Vectors, places: NDArray[np.int64]) -> NDArray[np.float64]:
+    return rank_values(ranks(queries @ passages.T, places), cutoffs=[len(passages)])[f"mrr@{len(passages)}"]
+
+
+def _check(queries: Vectors, passages: Vectors, places: NDArray[np.int64]) -> None:
+    shapes = queries.shape, passages.shape, places.shape
+    if queries.ndim != 2 or passages.ndim != 2 or queries.shape[1] != passages.shape[1] or len(places) != len(queries):
+        msg = f"queries, passages and positives are {shapes}; they must be (N, D), (P, D) and (N,)"
+        raise MapperDataError(msg)
+    if len(places) and not (places.min() >= 0 and places.max() < len(passages)):
+        msg = f"positives hold rows from {places.min()} to {places.max()}, but there are {len(passages)} passages"
+        raise MapperDataError(msg)
+    if not (np.isfinite(queries).all() and np.isfinite(passages).all()):
+        msg = "a vector holds a number that is not finite; embed the texts again"
+        raise MapperDataError(msg)
+
+
+def _told(mapper: LinearQueryMapper) -> LinearQueryMapper:
+    logger.info("Query mapper: %s", ", ".join(f"{name} {value}" for name, value in mapper.report.items()))
+    return mapper

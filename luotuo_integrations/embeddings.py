@@ -215,14 +215,15 @@ class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
             cosine: Cosines of a query with passages, any shape, in [-1, 1].
 
         Returns:
-            Relevances in [0, 1], in the order of the cosines: the logistic that was fitted for the model, else
-            (1 + cosine) / 2.
+            Relevances in [0, 1], in the order of the cosines: the logistic that was fitted for the model and the
+            dimensions, else (1 + cosine) / 2.
         """
         values = np.asarray(cosine, dtype=np.float64)
         card = find_card(self.model)
-        if card is None or card.relevance is None:
+        fitted = None if card is None else card.relevance_at(self.dimensions)
+        if fitted is None:
             return np.clip((1 + values) / 2, 0.0, 1.0)
-        slope, midpoint = card.relevance
+        slope, midpoint = fitted
         scores: npt.NDArray[np.float64] = 1 / (1 + np.exp(-slope * (values - midpoint)))
         return scores
 

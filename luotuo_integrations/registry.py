@@ -41,6 +41,7 @@ class ModelCard:
         similarity_range: Cosines (low, high) between which texts of this model's kind usually fall.
         relevance: (slope, midpoint) of the logistic 1 / (1 + exp(-slope * (cosine - midpoint))) that turns a
             cosine into a relevance in [0, 1]; None where none was fitted.
+        cut_relevance: (dimensions, slope, midpoint) of the same for vectors cut to their first numbers.
         matryoshka: Shorter dimensions that the model was trained for.
         remote_code: Whether the hub's repository holds code of its own that is needed to load it as published.
         note: One line that a user should read.
@@ -57,9 +58,17 @@ class ModelCard:
     revision: str | None = None
     similarity_range: tuple[float, float] = (0.0, 1.0)
     relevance: tuple[float, float] | None = None
+    cut_relevance: tuple[tuple[int, float, float], ...] = ()
     matryoshka: tuple[int, ...] = ()
     remote_code: bool = False
     note: str = ""
+
+    def relevance_at(self, dimensions: int | None) -> tuple[float, float] | None:
+        """The (slope, midpoint) for vectors of so many numbers, None being all; None where none was fitted."""
+        if dimensions is None or dimensions == self.dimension:
+            return self.relevance
+        found = [(slope, midpoint) for size, slope, midpoint in self.cut_relevance if size == dimensions]
+        return found[0] if found else None
 
 
 def _prompts(query: str = "", passage: str = "") -> Mapping[str, str]:
@@ -75,7 +84,9 @@ _LUOTUO_NOTE = (
 )
 
 
-def _bundled(name: str, similarity_range: tuple[float, float], relevance: tuple[float, float], note: str) -> ModelCard:
+def _bundled(
+    name: str, relevance: tuple[float, float], cut_relevance: tuple[tuple[int, float, float], ...], note: str
+) -> ModelCard:
     return ModelCard(
         name=name,
         source="bundled",
@@ -84,8 +95,9 @@ def _bundled(name: str, similarity_range: tuple[float, float], relevance: tuple[
         max_tokens=512,
         licence="MIT",
         prompts=_E5,
-        similarity_range=similarity_range,
+        similarity_range=(0.7, 1.0),
         relevance=relevance,  # training/fit_answerability.py
+        cut_relevance=cut_relevance,
         matryoshka=(64, 128, 256),
         note=note,
     )
@@ -114,14 +126,14 @@ def _e5(name: str, dimension: int) -> ModelCard:
 _ALL_CARDS = (
     _bundled(
         DEFAULT_MODEL,
-        (0.7, 1.0),
         (69.7, 0.830),
+        ((64, 66.4, 0.905), (128, 68.9, 0.873), (256, 70.0, 0.841)),
         "In the package. Six layers, distilled from multilingual-e5-small and trained on Chinese pairs.",
     ),
     _bundled(
         "luotuo-tiny",
-        (0.7, 1.0),
         (63.0, 0.859),
+        ((64, 66.0, 0.912), (128, 62.4, 0.887), (256, 63.5, 0.864)),
         "In the package. Three layers, distilled from luotuo-mini: the fast one.",
     ),
     _luotuo("silk-road/luotuo-bert"),

@@ -8,7 +8,7 @@ test: the method was chosen with both in view.
   of the answerable ones.
 - luotuo-mini.safetensors: the vectors of the background bank, so that the first question need not wait for them.
 - printed: (slope, midpoint) of the card's relevance, a logistic of the cosine, gold passages against the best that
-  off-topic questions find.
+  off-topic questions find; also for vectors cut to the dimensions that the card names.
 
 Run from the root of the repository: python -m training.fit_answerability
 """
@@ -32,7 +32,7 @@ from luotuo_integrations.answerability import (
 from luotuo_integrations.embeddings import LuotuoEmbeddings
 from luotuo_integrations.knowledge_base import KnowledgeBase
 from luotuo_integrations.qa import QuestionAnswerer
-from luotuo_integrations.registry import DEFAULT_MODEL
+from luotuo_integrations.registry import DEFAULT_MODEL, find_card
 
 CALIBRATION = Path(__file__).parent / "calibration"
 REFUSED = 0.04  # share of answerable calibration questions below the threshold
@@ -74,6 +74,14 @@ def main() -> None:
                (("answerable", positive), ("small talk and general", negative))}  # fmt: skip
     print("refused on the calibration set:", refused)
     print(f"relevance of a cosine: slope {slope:.1f}, midpoint {midpoint:.3f}")
+    card = find_card(arguments.model)
+    for dimensions in () if card is None else card.matryoshka:
+        with tempfile.TemporaryDirectory() as store:
+            cut = LuotuoEmbeddings(arguments.model, dimensions=dimensions)
+            knowledge_base = KnowledgeBase(CALIBRATION, store=store, embeddings=cut)
+            knowledge_base.sync()
+            slope, midpoint = fit_relevance(knowledge_base, answerable, others)
+        print(f"relevance at {dimensions} numbers: slope {slope:.1f}, midpoint {midpoint:.3f}")
 
 
 def read_lines(path: Path) -> list[dict[str, str]]:

@@ -430,6 +430,16 @@ def test_relevance_lies_between_zero_and_one_in_the_order_of_the_cosines(
     assert float(embeddings.relevance(1.0000001)) <= 1.0
 
 
+def test_cut_vectors_have_a_relevance_of_their_own() -> None:
+    card = CARDS[DEFAULT_MODEL]
+    assert [size for size, _, _ in card.cut_relevance] == list(card.matryoshka)
+    for size, _, midpoint in card.cut_relevance:
+        assert float(LuotuoEmbeddings(dimensions=size).relevance(midpoint)) == pytest.approx(0.5)
+    assert float(LuotuoEmbeddings(dimensions=100).relevance(0.5)) == 0.75  # none was fitted
+    assert card.relevance is not None
+    assert float(LuotuoEmbeddings(dimensions=384).relevance(card.relevance[1])) == pytest.approx(0.5)
+
+
 # -- concurrency ------------------------------------------------------------------------------------------------------
 
 

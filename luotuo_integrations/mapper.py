@@ -50,14 +50,24 @@ class LinearQueryMapper:
             raise ValueError(msg)
 
     @classmethod
-    def identity(cls, dimension: int, **facts: object) -> "LinearQueryMapper":
+    def identity(
+        cls,
+        dimension: int,
+        *,
+        model: str = "",
+        fingerprint: str = "",
+        report: Mapping[str, str | int | float] | None = None,
+    ) -> "LinearQueryMapper":
         """A mapper that changes nothing.
 
         Args:
             dimension: D.
-            **facts: ``model``, ``fingerprint`` and ``report``.
+            model: Name of its model.
+            fingerprint: Fingerprint of its model.
+            report: Why it changes nothing.
         """
-        return cls(np.zeros((dimension, dimension), np.float32), np.zeros(dimension, np.float32), **facts)  # type: ignore[arg-type]
+        zeros = np.zeros((dimension, dimension), np.float32)
+        return cls(zeros, zeros[0].copy(), model, fingerprint, report or {})
 
     @property
     def dimension(self) -> int:

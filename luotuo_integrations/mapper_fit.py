@@ -11,6 +11,7 @@ X are N query vectors and Y the vectors of the passages that answer them, all of
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -118,9 +119,9 @@ def _drawn(
 
 
 CANDIDATES = (
-    *(Candidate(f"ridge, penalty {one}", lambda x, y, p, one=one: ridge(x, y, p, one)) for one in RIDGES),  # type: ignore[misc]
+    *(Candidate(f"ridge, penalty {one}", partial(ridge, penalty=one)) for one in RIDGES),
     Candidate("procrustes", procrustes),
-    *(Candidate(f"contrastive, rank {one}", lambda x, y, p, one=one: contrastive(x, y, p, one)) for one in RANKS),  # type: ignore[misc]
+    *(Candidate(f"contrastive, rank {one}", partial(contrastive, rank=one)) for one in RANKS),
 )
 
 

@@ -9,7 +9,6 @@ calls and no stored vectors, and every text is met once.
 import hashlib
 import json
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,9 +36,12 @@ from luotuo_integrations.training.config_sections import AlignmentConfig
 from luotuo_integrations.training.interruptions import interruptions
 from luotuo_integrations.training.losses import neighbourhood_kl, token_state_loss
 from luotuo_integrations.training.run_log import RunLog
+from luotuo_integrations.training.schedule import warm_then_cosine
 from luotuo_integrations.training.table import Ids, TokenTable
 
 logger = logging.getLogger(__name__)
+
+FINAL_SHARE = 0.02  # of the peak learning rate, at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,9 @@ class Aligner:
             advance(done)
             saved = clock = time.monotonic()
             for step in range(done, len(self.steps)):
-                rate = self.config.learning_rate * warm_then_cosine(step, len(self.steps), self.config.warmup_share)
+                rate = self.config.learning_rate * warm_then_cosine(
+                    step, len(self.steps), self.config.warmup_share, FINAL_SHARE
+                )
                 parts = self._step(self.steps[step], rate)
                 count = int(self.tokens.lengths[self.steps[step]].sum())
                 now = time.monotonic()
@@ -265,15 +269,6 @@ def plan_steps(lengths: Ids, tokens: int, tokens_per_step: int, seed: int, *, pa
     step_of = ends[: len(order)] // tokens_per_step
     cuts = np.flatnonzero(np.diff(step_of)) + 1
     return [one for one in np.split(order, cuts) if len(one) > 1]
-
-
-def warm_then_cosine(step: int, steps: int, warmup_share: float, final_share: float = 0.02) -> float:
-    """Share of the peak learning rate: linear warm-up, then cosine."""
-    warmup = math.ceil(warmup_share * steps)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(steps - warmup, 1)
-    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _layer_count(model: EmbeddingModel) -> int:

@@ -28,6 +28,7 @@ from luotuo_integrations.training.config import TrainConfig
 from luotuo_integrations.training.interruptions import interruptions
 from luotuo_integrations.training.mining import Mined
 from luotuo_integrations.training.run_log import RunLog
+from luotuo_integrations.training.schedule import warm_then_cosine
 from luotuo_integrations.training.steps import Passes, StepRunner
 from luotuo_integrations.training.strategies import parameter_groups
 from luotuo_integrations.training.table import Ids, TokenTable
@@ -213,7 +214,8 @@ class Trainer:
     def _step(self, batches: list[Passes], log: RunLog, advance: Advance) -> None:
         """One optimizer step."""
         state, epoch = self.state, self.state.epoch
-        factor = self._schedule(state.step)
+        settings = self.config.optimizer
+        factor = warm_then_cosine(state.step, self.total_steps, settings.warmup_share, settings.final_share)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         self.optimizer.zero_grad()
@@ -248,15 +250,6 @@ class Trainer:
         )
         shown = " ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         advance(1, f"loss {loss:.4f}  {shown}  {texts / max(seconds, 1e-9):.0f} texts/s")
-
-    def _schedule(self, step: int) -> float:
-        """Share of the peak learning rate: linear warm-up, then cosine."""
-        settings = self.config.optimizer
-        warmup = math.ceil(settings.warmup_share * self.total_steps)
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        progress = (step - warmup) / max(self.total_steps - warmup, 1)
-        return settings.final_share + (1 - settings.final_share) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     def _check_finite(self, parts: dict[str, float], value: float, what: str) -> None:
         if math.isfinite(value):

@@ -12,11 +12,12 @@ from transformers import BertConfig, BertModel
 
 from luotuo_integrations.model_folder import ModelSettings
 from luotuo_integrations.modeling import EmbeddingModel
-from luotuo_integrations.training.alignment import Aligner, LayerPair, layer_pairs, plan_steps, warm_then_cosine
+from luotuo_integrations.training.alignment import Aligner, LayerPair, layer_pairs, plan_steps
 from luotuo_integrations.training.backbones import keep_layers
 from luotuo_integrations.training.checkpoints import CheckpointError
 from luotuo_integrations.training.config_sections import AlignmentConfig
 from luotuo_integrations.training.losses import neighbourhood_kl, token_state_loss
+from luotuo_integrations.training.schedule import warm_then_cosine
 from luotuo_integrations.training.table import TokenTable
 
 CONFIG = AlignmentConfig(tokens=6_000, tokens_per_step=200, learning_rate=5e-3)
@@ -126,12 +127,13 @@ def test_the_plan_meets_each_text_once_and_keeps_to_the_tokens() -> None:
 
 
 def test_the_rate_warms_up_and_falls() -> None:
-    shares = [warm_then_cosine(step, 100, 0.1) for step in range(100)]
+    shares = [warm_then_cosine(step, 100, 0.1, 0.02) for step in range(100)]
     assert shares[0] == pytest.approx(1 / 11)
     assert shares[10] == 1
     assert shares[:10] == sorted(shares[:10])
     assert shares[10:] == sorted(shares[10:], reverse=True)
     assert 0.02 < shares[-1] < 0.03
+    assert warm_then_cosine(100, 100, 0.1, 0.02) == warm_then_cosine(120, 100, 0.1, 0.02) == pytest.approx(0.02)
 
 
 def test_a_student_comes_nearer_to_its_teacher(tmp_path: Path) -> None:

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 
 from luotuo_integrations.modeling import EmbeddingModel
 from luotuo_integrations.tokenization import TextTokenizer
 from luotuo_integrations.training.config import TrainConfig
-from luotuo_integrations.training.config_sections import BatchConfig, LossConfig, OptimizerConfig
+from luotuo_integrations.training.config_sections import BatchConfig, LossConfig, OptimizerConfig, RunConfig
 from luotuo_integrations.training.objective import Objective
 from luotuo_integrations.training.strategies import apply_strategy
 from luotuo_integrations.training.table import TextTable, TokenTable
 from luotuo_integrations.training.trainer import Trainer
+from luotuo_integrations.training.training_run import make_accelerator
 from luotuo_integrations.training.training_set import TeacherTable, TrainingSet
 
 LOSS = {"feature": LossConfig(), "kl": LossConfig(weights=(0.0, 1.0)), "cse": LossConfig(weights=(0.0, 0.1))}
@@ -54,7 +54,7 @@ class Parts:
             config=config,
             model=self.model,
             tokens=self.tokens,
-            accelerator=Accelerator(cpu=True),
+            accelerator=make_accelerator(RunConfig(device="cpu")),
             folder=run,
             **options,
         )

@@ -1,5 +1,6 @@
 """TrainingRun: what distillation and fine-tuning share: load the student, train, evaluate, export, report."""
 
+import atexit
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
+from torch import distributed as dist
 
 from luotuo_integrations._optional import require
 from luotuo_integrations.encoder import CPU_BUDGET, GPU_BUDGET
@@ -89,7 +91,11 @@ def make_accelerator(config: RunConfig) -> "Accelerator":
     precision = ("bf16" if has_bf16 else "no") if config.precision == "auto" else config.precision
     # The other processes wait while one asks the teacher, evaluates or exports, and that may take days.
     patience = require("accelerate.utils", extra="train").InitProcessGroupKwargs(timeout=PATIENCE)
+    had_group = dist.is_available() and dist.is_initialized()
     accelerator: Accelerator = accelerate.Accelerator(cpu=on_cpu, mixed_precision=precision, kwargs_handlers=[patience])
+    if accelerator.num_processes > 1 and not had_group:
+        # A group that is still open when the interpreter ends has threads running: the process may abort.
+        atexit.register(accelerator.end_training)
     return accelerator
 
 

@@ -13,7 +13,7 @@ TEXTS = ["试用期员工可以请年假吗？", "一线城市住宿标准为每
 
 
 def main() -> None:
-    bundled = LuotuoEmbeddings()
+    bundled = LuotuoEmbeddings(dtype="float32", backend="torch")  # 照原样加载，才能另存
     encoder = bundled.encoder
     with tempfile.TemporaryDirectory() as temporary:
         folder = encoder.model.save(Path(temporary) / "我的模型", encoder.tokenizer.tokenizer)
@@ -21,7 +21,7 @@ def main() -> None:
             print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.relative_to(folder)}")
 
         # 文件夹里写着池化方式、提示语和归一化，不必再说一遍，也不联网。
-        local = LuotuoEmbeddings(folder)
+        local = LuotuoEmbeddings(folder, dtype="float32")
         difference = abs(local.encode(TEXTS) - bundled.encode(TEXTS)).max()
         print(f"\n向量维数 {local.dimension}，查询提示语 {local.encoder.prompts['query']!r}")
         print(f"与包里的模型最多相差 {difference:.1e}：{'相同' if difference < 1e-5 else '不同'}")

@@ -6,8 +6,10 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
+MOST_PADDING = 0.04  # padded tokens for each real one
 
-def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+
+def token_budget_batches(lengths: Sequence[int], budget: int, least: int | None = None) -> Iterator[list[int]]:
     """Group texts so that a padded batch stays within a budget: count * longest <= budget.
 
     Sorted by length, longest first: the batch that needs the most memory comes first, so that a shortage shows at
@@ -16,19 +18,24 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[i
     Args:
         lengths: Token count of each text.
         budget: Padded tokens in a batch. A single text longer than the budget is a batch of its own.
+        least: A batch of so many tokens ends rather than pad more than ``MOST_PADDING`` of them; None pads on.
 
     Yields:
         Positions in ``lengths``. Every position comes exactly once.
     """
+    least = budget if least is None else least
     batch: list[int] = []
-    longest = 0
+    longest = tokens = 0
     for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * longest > budget:
+        length = max(lengths[position], 1)
+        padded = (len(batch) + 1) * longest
+        if batch and (padded > budget or (tokens >= least and padded > (1 + MOST_PADDING) * (tokens + length))):
             yield batch
-            batch = []
+            batch, tokens = [], 0
         if not batch:
-            longest = max(lengths[position], 1)
+            longest = length
         batch.append(position)
+        tokens += length
     if batch:
         yield batch
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from luotuo_integrations.batching import token_budget_batches, windows
+from luotuo_integrations.cpu_engine import fastest_on_cpu
 from luotuo_integrations.devices import choose_device, choose_dtype, is_out_of_memory
 from luotuo_integrations.fingerprint import document_fingerprint
 from luotuo_integrations.modeling import EmbeddingModel
@@ -29,6 +31,7 @@ CHUNK_CHARACTERS = 1_000_000  # a tokenizer needs about a hundred bytes a token
 # A batch whose activations stay in the processor's caches was 1.5 times as fast on two cores as one of 16,384 tokens.
 CPU_BUDGET = 2_048
 GPU_BUDGET = 16_384
+LEAST_SHARE = 4  # a batch of a fourth of its budget is as fast by the token; below that it grows whatever it pads
 
 
 class Encoder:
@@ -37,8 +40,10 @@ class Encoder:
     Args:
         model: A name in the registry, a repository name on the hub, or a folder.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None takes the best there is.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``; ``"auto"`` is float32 except on CUDA, where it is bfloat16
-            (float16 on cards without it).
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``; ``"auto"`` is bfloat16 on CUDA (float16 on cards without
+            it), bfloat16 on processors that are faster in it, if the vectors agree, and float32 elsewhere.
+        backend: ``"auto"`` or ``"torch"``. On the CPU, auto runs the matrix products by oneDNN, which is in torch too,
+            where it is faster and gives the same vectors; torch leaves the model as transformers makes it.
         dimensions: Keep the first so many numbers of a vector (Matryoshka), then normalise again.
         max_length: Longest text in tokens, special tokens and prompt included; at most what the model allows.
         normalize: Scale vectors to length 1; None as the model says.
@@ -61,6 +66,7 @@ class Encoder:
         *,
         device: str | None = None,
         dtype: str = "auto",
+        backend: str = "auto",
         dimensions: int | None = None,
         max_length: int | None = None,
         normalize: bool | None = None,
@@ -73,6 +79,9 @@ class Encoder:
     ) -> None:
         if max_tokens_per_batch is not None and max_tokens_per_batch < 1:
             msg = f"max_tokens_per_batch={max_tokens_per_batch} must be at least 1, or None for the device's default"
+            raise ValueError(msg)
+        if backend not in ("auto", "torch"):
+            msg = f"backend={backend!r} is unknown; use 'auto' or 'torch'"
             raise ValueError(msg)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
@@ -94,6 +103,10 @@ class Encoder:
         self.max_length = self._checked_max_length(max_length)
         self.max_tokens_per_batch = max_tokens_per_batch or (CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET)
         self.model.to(self.device)
+        self.engine = "torch"  # what runs the matrix products
+        if backend == "auto" and self.device.type == "cpu":
+            self.model, self.engine = fastest_on_cpu(self.model, allow_bfloat16=dtype == "auto")
+            self.dtype = next(self.model.parameters()).dtype
         self._lock = threading.Lock()  # one forward pass at a time: more would only share the device
         self._fingerprint: str | None = None
 
@@ -198,13 +211,24 @@ class Encoder:
         cut = 0
         for positions, ids, cut_here in self._tokenized_chunks(texts, prompt):
             cut += cut_here
-            for batch in token_budget_batches([len(row) for row in ids], self.max_tokens_per_batch):
-                rows = [positions[i] for i in batch]
-                vectors = self._forward([ids[i] for i in batch])
-                self._check_finite(vectors, [start + row for row in rows])
-                target[rows] = vectors
-                advance(len(batch))
+            budget = self.max_tokens_per_batch  # smaller than before, if memory ran out
+            finished: list[tuple[list[int], list[Tensor]]] = []
+            try:
+                for batch in token_budget_batches([len(row) for row in ids], budget, least=budget // LEAST_SHARE):
+                    vectors = self._forward([ids[i] for i in batch])
+                    finished.append(([positions[i] for i in batch], vectors))
+                    advance(len(batch))
+            finally:  # what is finished is kept, whatever interrupts
+                self._write(finished, target, start)
         return cut
+
+    def _write(self, finished: list[tuple[list[int], list[Tensor]]], target: Vectors, start: int) -> None:
+        """Write a chunk's vectors; only here the host waits for the device, which had the next batch all the time."""
+        if finished:
+            rows = [row for batch, _ in finished for row in batch]
+            vectors: Vectors = torch.cat([part for _, parts in finished for part in parts]).cpu().numpy()
+            self._check_finite(vectors, [start + row for row in rows])
+            target[rows] = vectors
 
     def _tokenized_chunks(self, texts: list[str], prompt: str) -> Iterator[tuple[list[int], list[list[int]], int]]:
         """Tokenize chunks of similar length, longest first, one chunk ahead of the device."""
@@ -229,11 +253,11 @@ class Encoder:
                     pending = ahead.submit(tokenize, following)
                 yield ready
 
-    def _forward(self, ids: list[list[int]]) -> Vectors:
-        """Embed one batch of token ids -> (n, D); where memory runs out, in halves."""
+    def _forward(self, ids: list[list[int]]) -> list[Tensor]:
+        """Embed one batch of token ids -> float32 (n, D) on the device; where memory runs out, in halves."""
         try:
             with self._lock:
-                return self._finish(self._run(ids))
+                return [self._run(ids)]
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -248,7 +272,7 @@ class Encoder:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         middle = len(ids) // 2
-        return np.concatenate([self._forward(ids[:middle]), self._forward(ids[middle:])])
+        return [*self._forward(ids[:middle]), *self._forward(ids[middle:])]
 
     def _run(self, ids: list[list[int]]) -> Tensor:
         lengths = np.array([len(row) for row in ids])
@@ -256,18 +280,15 @@ class Encoder:
         input_ids = np.full(attention_mask.shape, self.tokenizer.pad_id)
         input_ids[attention_mask] = np.concatenate(ids)
         with torch.inference_mode():
-            vectors: Tensor = self.model(
-                torch.from_numpy(input_ids).to(self.device, torch.long),
-                torch.from_numpy(attention_mask).to(self.device, torch.long),
-            )
-            return vectors  # (n, D of the model)
+            vectors: Tensor = self.model(self._to_device(input_ids), self._to_device(attention_mask))
+            vectors = vectors[:, : self.dimension].float()
+            return torch.nn.functional.normalize(vectors, dim=1) if self.normalize else vectors  # (n, D)
 
-    def _finish(self, vectors: Tensor) -> Vectors:
-        vectors = vectors[:, : self.dimension].float()
-        if self.normalize:
-            vectors = torch.nn.functional.normalize(vectors, dim=1)
-        array: Vectors = vectors.cpu().numpy()
-        return array
+    def _to_device(self, array: npt.NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array).to(torch.long)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _checked_max_length(self, asked: int | None) -> int:
         config: Any = self.model.backbone.config

@@ -70,7 +70,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.register_state_dict_pre_hook(_refuse_to_save)
+        self.register_state_dict_pre_hook(_refuse_to_save)  # type: ignore[no-untyped-call]
         self.bias = linear.bias
         # No buffer: a tensor in oneDNN's layout can neither be saved nor moved.
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TOKENS)

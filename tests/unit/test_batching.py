@@ -29,6 +29,22 @@ def test_no_batch_could_have_taken_the_next_text(seed: int) -> None:
         assert (len(batch) + 1) * lengths[batch[0]] > 200
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_batch_that_is_full_enough_ends_before_it_pads(seed: int) -> None:
+    chance = random.Random(seed)
+    lengths = [chance.randint(1, 200) for _ in range(300)]
+    batches = list(token_budget_batches(lengths, 1_000, least=250))
+    assert sorted(position for batch in batches for position in batch) == list(range(300))
+    for batch, following in zip(batches, batches[1:], strict=False):
+        tokens = sum(lengths[position] for position in batch)
+        longest = lengths[batch[0]]
+        assert len(batch) * longest <= 1_000
+        grown = (len(batch) + 1) * longest
+        # It ended for one of two reasons, and not before.
+        assert grown > 1_000 or (tokens >= 250 and grown > 1.04 * (tokens + lengths[following[0]]))
+    assert len(list(token_budget_batches(lengths, 1_000))) < len(batches)
+
+
 def test_batches_of_nothing_and_of_empty_texts() -> None:
     assert list(token_budget_batches([], 100)) == []
     assert list(token_budget_batches([0, 0, 0], 2)) == [[0, 1], [2]]

@@ -99,7 +99,19 @@ class SearchableStore(VectorStore):
         k: int = 4,
         filter: Where | None = None,  # noqa: A002
     ) -> list[list[tuple[Document, float]]]:
-        """``similarity_search_with_score`` for many queries in one go."""
+        """``similarity_search_with_score`` for many queries in one go: one pass of the model, one search of the index.
+
+        Args:
+            queries: The queries.
+            k: How many for each query.
+            filter: As in ``similarity_search_with_score``, for all queries.
+
+        Returns:
+            For each query its documents with their scores, best first.
+
+        Raises:
+            TypeError: If the queries are not a list of strings.
+        """
         check_texts(queries)
         return self._found(self._query_vectors(list(queries)), k, filter)
 

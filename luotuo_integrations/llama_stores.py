@@ -132,7 +132,9 @@ class FaissVectorStore(BasePydanticVectorStore):
         _refuse_unknown(kwargs, "add", "no further arguments")
         vectors = [node.get_embedding() for node in nodes]
         contents = [node.get_content(metadata_mode=MetadataMode.NONE) for node in nodes]
-        metadatas = [node_to_metadata_dict(node, remove_text=True, flat_metadata=False) for node in nodes]
+        # LlamaIndex writes the whole node out, number by number, only to leave the vector away: it goes before.
+        bare = [node.model_copy(update={"embedding": None}) for node in nodes]
+        metadatas = [node_to_metadata_dict(node, remove_text=True, flat_metadata=False) for node in bare]
         return self._core.add(vectors, contents, metadatas, [node.node_id for node in nodes])
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:

@@ -269,7 +269,7 @@ class FAISS(SearchableStore):
             embeddings: The embeddings that the store was built with.
             device: ``"cpu"``, or ``"cuda"`` to search on a GPU.
             verify: Compare all checksums; sizes are always checked.
-            memory_map: Page a Flat index in as it is needed.
+            memory_map: Read documents and a Flat index from their files as they are needed; see ``FaissCore.load``.
             allow_dangerous_deserialization: Has no effect, is accepted from old code: nothing dangerous is read here.
             **kwargs: None; any other name raises TypeError.
 

@@ -28,6 +28,10 @@ class DocumentBatch(NamedTuple):
         return [self.ids[position] for position in self.kept]
 
 
+_PLAIN = (str, bool, int, type(None))
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # json.dumps would make one for each document
+
+
 def check_documents(
     contents: Iterable[str],
     metadatas: Iterable[dict[str, Any] | None] | None = None,
@@ -112,11 +116,11 @@ def metadata_json(metadata: object, *, name: str) -> str:
         msg = f"{name} is {type(metadata).__name__}: {metadata!r:.80}; it must be a dict"
         raise TypeError(msg)
     _check_value(metadata, name)
-    return check_unicode(json.dumps(metadata, ensure_ascii=False, separators=(",", ":")), name=name)
+    return check_unicode(_JSON.encode(metadata), name=name)
 
 
 def _check_value(value: object, where: str) -> None:
-    if value is None or isinstance(value, (str, bool, int)):
+    if isinstance(value, _PLAIN):
         return
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -127,7 +131,8 @@ def _check_value(value: object, where: str) -> None:
             if not isinstance(key, str):
                 msg = f"{where} has the key {key!r}; keys must be strings"
                 raise TypeError(msg)
-            _check_value(item, f"{where}[{key!r}]")
+            if not isinstance(item, _PLAIN):  # the name of a place is made only for what must be looked into
+                _check_value(item, f"{where}[{key!r}]")
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             _check_value(item, f"{where}[{index}]")

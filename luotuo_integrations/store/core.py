@@ -117,7 +117,8 @@ class FaissCore(StoreReader):
                 as_matrix(vectors, index.dimension)
             rows = np.arange(self._next_row, self._next_row + len(vectors), dtype=np.int64)
             self._next_row += len(vectors)  # even if this fails: a row number is never used twice
-            replaced = np.array(sorted(self._table.rows_of(batch.kept_ids).values()), dtype=np.int64)
+            known = self._table.rows_of(batch.kept_ids) if len(index) else {}
+            replaced = np.array(sorted(known.values()), dtype=np.int64)
             try:
                 with self._table.transaction():
                     self._table.delete(replaced)
@@ -224,7 +225,8 @@ class FaissCore(StoreReader):
             folder: The folder.
             device: ``"cpu"``, or ``"cuda"`` to search on a GPU.
             verify: Compare all checksums, which reads every byte; sizes are always checked.
-            memory_map: Page a Flat index in as it is needed, instead of reading it whole.
+            memory_map: Read documents and a Flat index from their files as they are needed, instead of all at once.
+                Nobody may overwrite the files meanwhile; a later ``save`` does not, it makes new ones.
 
         Raises:
             FileNotFoundError: If the folder holds no store.
@@ -240,7 +242,7 @@ class FaissCore(StoreReader):
         facts = manifest.facts
         names = ("dimension", "metric", "index_factory", "search_effort", "fingerprint", "model")
         core = cls(**{name: facts[name] for name in names}, device=device)
-        core._table = DocumentTable(manifest.path(_DOCUMENTS))
+        core._table = DocumentTable(manifest.path(_DOCUMENTS), in_place=memory_map)
         core._next_row = facts["next_row"]
         rows = core._table.rows()
         path = manifest.path(_INDEX)

@@ -16,6 +16,9 @@ from luotuo_integrations.store.vector_math import Matrix, unit_rows
 _CHUNK = 65_536
 # A filter that lets few rows of an HNSW graph through is searched exactly: a walk over the graph would miss some.
 _EXACT_SHARE, _EXACT_ROWS = 0.1, 20_000
+# faiss' selection looks at every row of a Flat index, for each query: a few rows, or rows for many queries, are copied
+# out and compared instead.
+_COPIED_SHARE, _COPIED_QUERIES = 0.02, 16
 # Removed rows are only marked at first, because a Flat index moves its memory at each removal.
 _MARKED_SHARE = 0.125
 _TRAINING_ROWS_PER_CENTROID = 256  # faiss uses no more
@@ -48,6 +51,7 @@ class VectorIndex:
             msg = f"device={device!r} works with Flat and IVF indexes, not with index_factory={kind.factory!r}"
             raise ValueError(msg)
         self._marked: set[int] = set()  # removed, but still in the faiss index
+        self._unmarked: Any = None  # faiss' selector of the others, made when it is needed
         self._mapped = False
 
     def __len__(self) -> int:
@@ -94,10 +98,8 @@ class VectorIndex:
         """
         self.train(vectors)
         self._own()
-        self._forget_copy()
-        for start in range(0, len(vectors), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            self._index.add_with_ids(self._scaled(vectors[chunk]), rows[chunk])
+        self._changed()
+        self._index.add_with_ids(self._scaled(vectors), rows)  # all at once: faiss then makes room once
 
     def discard(self, rows: Rows) -> None:
         """Remove rows; those that are not held are no error.
@@ -107,7 +109,7 @@ class VectorIndex:
         """
         if len(rows) == 0:
             return
-        self._forget_copy()
+        self._changed()
         if self._family == "ivf":
             # With a hash table as direct map, faiss removes by this selector only.
             self._index.remove_ids(self._faiss.IDSelectorArray(np.ascontiguousarray(rows, dtype=np.int64)))
@@ -136,7 +138,7 @@ class VectorIndex:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
             fresh.add_with_ids(self.vectors(chunk), chunk)
-        self._forget_copy()
+        self._changed()
         self._index, self._mapped = fresh, False
         self._marked.clear()
 
@@ -145,7 +147,7 @@ class VectorIndex:
     @property
     def rows(self) -> Rows:
         """Rows that are held and not removed, ascending."""
-        return np.setdiff1d(self._held(), self._marked_rows())
+        return np.setdiff1d(self._held(), self._marked_rows(), assume_unique=True)
 
     def vectors(self, rows: Rows) -> Matrix:
         """Vectors of rows that are held.
@@ -175,10 +177,10 @@ class VectorIndex:
         queries = self._scaled(queries)
         if self._gpu is not None and allowed is None and not self._marked and k <= MOST_RESULTS:
             scores, rows = self._gpu.search(self._index, queries, k)
-        elif self._family == "hnsw" and allowed is not None and self._is_small(allowed):
+        elif allowed is not None and self._compares(len(queries), allowed):
             scores, rows = self._compare(queries, k, allowed)
         else:
-            scores, rows = self._index.search(queries, k, params=self._parameters(k, allowed))
+            scores, rows = self._find(queries, k, self._parameters(k, allowed))
         short = (rows < 0).any(axis=1)
         if short.any():  # the lists visited, or the part of the graph walked, held too few
             scores[short], rows[short] = self._search_everywhere(queries[short], k, allowed)
@@ -188,14 +190,26 @@ class VectorIndex:
             scores = np.sqrt(np.maximum(scores, 0.0))  # faiss gives squares
         return scores, rows
 
-    def _is_small(self, allowed: Rows) -> bool:
-        return len(allowed) <= max(_EXACT_ROWS, _EXACT_SHARE * len(self))
+    def _compares(self, queries: int, allowed: Rows) -> bool:
+        """Tell whether to compare with each allowed row instead of letting faiss select them."""
+        if self._family == "hnsw":
+            return len(allowed) <= max(_EXACT_ROWS, _EXACT_SHARE * len(self))
+        few = len(allowed) <= _COPIED_SHARE * len(self)
+        return self._kind.factory == "Flat" and (few or queries >= _COPIED_QUERIES)
 
     def _search_everywhere(self, queries: Matrix, k: int, allowed: Rows | None) -> tuple[Matrix, Rows]:
         if self._family == "hnsw":
             return self._compare(queries, k, self.rows if allowed is None else allowed)
-        found = self._index.search(queries, k, params=self._parameters(k, allowed, everywhere=True))
-        return cast("tuple[Matrix, Rows]", found)
+        return self._find(queries, k, self._parameters(k, allowed, everywhere=True))
+
+    def _find(self, queries: Matrix, k: int, parameters: Any) -> tuple[Matrix, Rows]:
+        """Let faiss search; -1 stands for a row that it did not find."""
+        if self._family == "ivf":
+            return cast("tuple[Matrix, Rows]", self._index.search(queries, k, params=parameters))
+        # The index inside the map is asked. The map would wake all threads to number the results: on a machine with
+        # other work, that takes longer than a single query.
+        scores, places = self._index.index.search(queries, k, params=parameters)
+        return scores, np.where(places < 0, -1, self._held()[places])
 
     def _compare(self, queries: Matrix, k: int, rows: Rows) -> tuple[Matrix, Rows]:
         """Search by comparing with each of the rows, a chunk at a time."""
@@ -226,9 +240,13 @@ class VectorIndex:
 
     def _selector(self, allowed: Rows | None) -> Any:
         if allowed is None:
-            return self._faiss.IDSelectorNot(self._faiss.IDSelectorBatch(self._marked_rows()))
-        chosen = np.zeros(int(allowed.max()) + 1, dtype=np.bool_)
-        chosen[allowed] = True
+            if self._unmarked is None:
+                marked = self._places(np.sort(self._marked_rows()))
+                self._unmarked = self._faiss.IDSelectorNot(self._faiss.IDSelectorBatch(marked))
+            return self._unmarked
+        places = self._places(allowed)
+        chosen = np.zeros(int(places.max()) + 1, dtype=np.bool_)
+        chosen[places] = True
         return self._faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
 
     # -- files --------------------------------------------------------------------------------------------------------
@@ -264,7 +282,7 @@ class VectorIndex:
         if not self._kind.matches(index):
             msg = f"{path} is not the kind of index that manifest.json names. Restore the folder, or build it again"
             raise StoreCorruptError(msg)
-        self._forget_copy()
+        self._changed()
         self._index, self._mapped = index, mapped
         self._marked.clear()
         held = self._held()
@@ -272,7 +290,7 @@ class VectorIndex:
         if lacking:
             msg = f"{path} lacks the vectors of {lacking} documents. Restore the folder, or build the store again"
             raise StoreCorruptError(msg)
-        self.discard(np.setdiff1d(held, rows))
+        self.discard(np.setdiff1d(held, rows, assume_unique=True))
 
     def _can_map(self, path: Path) -> bool:
         # faiss opens the file itself; on Windows it can do so only where the path is plain ASCII.
@@ -293,7 +311,7 @@ class VectorIndex:
         return unit_rows(vectors) if self._kind.metric == "cosine" else vectors
 
     def _held(self) -> Rows:
-        """Rows in the faiss index, those marked as removed among them; a view that the next change spoils."""
+        """Rows in the faiss index, ascending, those marked as removed among them; the next change spoils the view."""
         if self._index.ntotal == 0:
             return np.zeros(0, dtype=np.int64)
         if self._family != "ivf":
@@ -301,11 +319,17 @@ class VectorIndex:
         lists = innermost(self._index).invlists
         sizes = [(number, lists.list_size(number)) for number in range(lists.nlist)]
         parts = [self._faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in sizes if size]
-        return np.concatenate(parts)
+        return np.sort(np.concatenate(parts))
+
+    def _places(self, rows: Rows) -> Rows:
+        """What the index that is searched calls rows that are held: an IVF index by number, others by place."""
+        return rows if self._family == "ivf" else np.searchsorted(self._held(), rows)
 
     def _marked_rows(self) -> Rows:
         return np.fromiter(self._marked, dtype=np.int64, count=len(self._marked))
 
-    def _forget_copy(self) -> None:
+    def _changed(self) -> None:
+        """Forget what was made of the index as it was."""
+        self._unmarked = None
         if self._gpu is not None:
             self._gpu.forget()

@@ -59,7 +59,8 @@ class StoreReader:
         self._index: VectorIndex | None = None  # None until the dimension is known
 
     def __len__(self) -> int:
-        return len(self._table)
+        with self._lock.read():
+            return 0 if self._index is None else len(self._index)  # SQLite would count its rows one by one
 
     @property
     def dimension(self) -> int | None:

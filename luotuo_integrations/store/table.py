@@ -4,7 +4,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,8 @@ _SCHEMA = """CREATE TABLE documents (
     metadata TEXT NOT NULL
 )"""
 _COLUMNS = ("row", "id", "content", "metadata")
-_CACHE_KIB = 65_536
+_EXTENT = "SELECT " + ", ".join(f"(SELECT {what} FROM documents)" for what in ("count(*)", "min(row)", "max(row)"))
+_CACHE_64_MIB = "PRAGMA cache_size = -65536"
 _REMEMBERED = 16
 
 
@@ -43,33 +44,42 @@ class DocumentTable:
 
     Args:
         path: A file that ``write`` made, to start from; it is read, never changed.
+        in_place: Read the file as it is needed, and copy it only before the first change.
 
     Raises:
         StoreCorruptError: If the file is not such a database.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, in_place: bool = False) -> None:
         self._mutex = threading.RLock()
         self._answers: dict[Condition, Rows] = {}  # to conditions asked since the last change
-        self._connection = sqlite3.connect("", check_same_thread=False, isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode = MEMORY")
+        self._file = path  # where the documents are read from, as long as that is a file
         if path is None:
+            self._connection = _private_database()
             self._connection.execute(_SCHEMA)
         else:
-            self._read(path)
-        self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            self._open(path)
+            if not in_place:
+                self._own()
 
-    def _read(self, path: Path) -> None:
-        try:
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as source:
-                source.backup(self._connection)
+    def _open(self, path: Path) -> None:
+        with _damage_of(path):
+            self._connection = _connected(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
+            self._connection.execute(_CACHE_64_MIB)
             columns = [name for _, name, *_ in self._connection.execute("PRAGMA table_info(documents)")]
-        except sqlite3.Error as error:
-            msg = f"{path} cannot be read as a database of documents: {error}. Restore the folder, or build it again"
-            raise StoreCorruptError(msg) from error
         if tuple(columns) != _COLUMNS:
             msg = f"{path} has the columns {columns}, not {list(_COLUMNS)}. Restore the folder, or build it again"
             raise StoreCorruptError(msg)
+
+    def _own(self) -> None:
+        """Copy the documents into the private database, if they are still read from a file."""
+        if self._file is None:
+            return
+        private = _private_database()
+        with _damage_of(self._file):
+            self._connection.backup(private)
+        self._connection.close()
+        self._connection, self._file = private, None
 
     def __len__(self) -> int:
         return int(self._all("SELECT count(*) FROM documents")[0][0])
@@ -78,6 +88,7 @@ class DocumentTable:
     def transaction(self) -> Iterator[None]:
         """Keep all changes made inside, or none if anything raises."""
         with self._mutex:
+            self._own()
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -91,6 +102,7 @@ class DocumentTable:
     def insert(self, rows: Rows, ids: Sequence[str], contents: Sequence[str], metadatas: Iterable[str]) -> None:
         """Insert documents; ``metadatas`` is JSON text. No row or id may be there already."""
         with self._mutex:
+            self._own()
             self._answers.clear()
             self._connection.executemany(
                 "INSERT INTO documents VALUES (?, ?, ?, ?)", zip(rows.tolist(), ids, contents, metadatas, strict=True)
@@ -99,6 +111,7 @@ class DocumentTable:
     def delete(self, rows: Rows) -> None:
         """Delete rows."""
         with self._mutex:
+            self._own()
             self._answers.clear()
             self._all("DELETE FROM documents WHERE row IN (SELECT value FROM json_each(?))", _json_list(rows.tolist()))
 
@@ -109,8 +122,12 @@ class DocumentTable:
 
     def rows(self, condition: Condition | None = None) -> Rows:
         """Rows that fulfil the condition, ascending; None takes all. The last few answers are remembered."""
-        condition = condition or Condition("1")
         with self._mutex:
+            if condition is None:
+                count, first, last = self._all(_EXTENT)[0]
+                if count and count == last - first + 1:  # none is missing in between, so that none need be read
+                    return np.arange(first, last + 1, dtype=np.int64)
+                condition = Condition("1")
             if condition not in self._answers:
                 found = self._all(f"SELECT row FROM documents WHERE {condition.sql} ORDER BY row", *condition.values)
                 rows = np.fromiter((row for (row,) in found), dtype=np.int64, count=len(found))
@@ -151,6 +168,27 @@ class DocumentTable:
     def _all(self, sql: str, *values: str | int | float | None) -> list[Any]:
         with self._mutex:
             return self._connection.execute(sql, values).fetchall()
+
+
+def _connected(database: str) -> sqlite3.Connection:
+    return sqlite3.connect(database, check_same_thread=False, isolation_level=None, uri=True)
+
+
+def _private_database() -> sqlite3.Connection:
+    connection = _connected("")  # the empty name: SQLite deletes it when it is closed
+    connection.execute("PRAGMA journal_mode = MEMORY")
+    connection.execute(_CACHE_64_MIB)
+    return connection
+
+
+@contextmanager
+def _damage_of(path: Path) -> Iterator[None]:
+    """Raise what SQLite finds wrong with a file as StoreCorruptError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        msg = f"{path} cannot be read as a database of documents: {error}. Restore the folder, or build it again"
+        raise StoreCorruptError(msg) from error
 
 
 def _json_list(items: Sequence[str] | list[int]) -> str:

@@ -12,6 +12,7 @@ Scores = npt.NDArray[np.float64]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
 _CHUNK = 65_536
+_LENGTH_ERROR = 1e-6  # what rounding to float32 leaves of a length of 1
 
 
 def check_metric(metric: str) -> Metric:
@@ -61,18 +62,22 @@ def as_matrix(vectors: Any, dimension: int | None = None, *, name: str = "vector
 
 
 def unit_rows(matrix: Matrix) -> Matrix:
-    """Scale each row to length 1, in a new array.
+    """Scale each row to length 1.
 
     Args:
-        matrix: float32 (N, D). A row of zeros stays as it is: its cosine with everything is 0.
+        matrix: float32 (N, D), not changed. A row of zeros stays as it is: its cosine with everything is 0.
 
     Returns:
-        float32 (N, D).
+        float32 (N, D): a new array, or ``matrix`` itself if every row has length 1 already, as models give them.
     """
     # float64: squares of very large or small float32 numbers would overflow or vanish.
     norms = np.sqrt(np.einsum("nd,nd->n", matrix, matrix, dtype=np.float64))
     norms[norms == 0] = 1.0
-    scaled: Matrix = (matrix / norms[:, None]).astype(np.float32)
+    if (np.abs(norms - 1.0) <= _LENGTH_ERROR).all():
+        return matrix
+    # Into float32 at once: a quotient in float64 would take twice the memory of all vectors on the way.
+    scaled: Matrix = np.empty_like(matrix)
+    np.divide(matrix, norms[:, None], out=scaled, casting="same_kind")
     return scaled
 
 

@@ -306,10 +306,25 @@ def test_a_store_survives_a_full_disk(part: type, tmp_path: Path, monkeypatch: p
     assert [document.id for document in FaissCore.load(tmp_path, verify=True).find()] == ["甲", "乙"]
 
 
+def test_an_open_store_outlives_its_files(tmp_path: Path) -> None:
+    core = FaissCore(3)
+    core.add([[1, 0, 0], [0, 1, 0]], ["年假十五天", "病假要证明"], [{"页": 1}, {"页": 2}], ["甲", "乙"])
+    core.save(tmp_path)
+    opened = FaissCore.load(tmp_path)
+    core.delete(["乙"])
+    core.save(tmp_path)  # removes the files that the other still reads
+    assert opened.search([[0, 1, 0]], 1, where={"页": 2})[0][0].content == "病假要证明"
+    opened.add([[0, 0, 1]], ["出差五百元"], None, ["丙"])
+    opened.save(tmp_path)
+    assert [document.id for document in FaissCore.load(tmp_path, verify=True).find()] == ["甲", "乙", "丙"]
+
+
 def test_a_database_that_cannot_be_written_or_read(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot be written"):
         DocumentTable().write(tmp_path / "没有" / "a.sqlite")
     path = tmp_path / "b.sqlite"
+    with pytest.raises(StoreCorruptError, match="cannot be read as a database"):
+        DocumentTable(path, in_place=True)
     path.write_bytes(b"x" * 5000)
     with pytest.raises(StoreCorruptError, match="cannot be read as a database"):
         DocumentTable(path)

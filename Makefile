@@ -30,10 +30,9 @@ matrix: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(PIP_INSTALL) --group bench
-	$(BIN)/python benchmarks/encode.py
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/example_questions.py
-	$(BIN)/python benchmarks/train.py
+	for name in encode query startup memory faiss_store example_questions train; do \
+		$(BIN)/python -m benchmarks.$$name || exit 1; \
+	done
 
 # What the bundled models are made from: DATA is a folder of pairs/, corpus/, sts/ and classification/ (*.jsonl.xz).
 # Nothing but runs/ is needed for `make models`, so that it can be taken to a machine with a GPU.

@@ -1,150 +1,100 @@
-"""How fast passages are embedded: LuotuoEmbeddings beside HuggingFaceEmbeddings and sentence-transformers.
+"""How fast passages are embedded: LuotuoEmbeddings beside everything that a user would pick instead.
 
-All three load one folder: the bundled model, exported to float32 weights. The texts are cut from examples/data with a
-fixed seed, 10 to 2,000 characters long (log-uniform), and get the same prompt. The vectors must agree. The systems
-take turns, and the medians of the rounds are compared.
+All load one folder: the bundled model, exported to float32 weights and to ONNX. The texts are cut from examples/data
+with a fixed seed, 10 to 2,000 characters long (log-uniform), and get the same prompt. Peers run as they come, and with
+the batch size that is fastest for them. The vectors must agree. The systems take turns, and the medians of the rounds
+are compared, with each other and with the floor: the time of the matrix products alone.
 
-Run from the root of the repository: python benchmarks/encode.py
+Run from the root of the repository: python -m benchmarks.encode
 """
 
 import argparse
 import json
-import logging
-import random
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
-from luotuo_integrations import LuotuoEmbeddings
-from luotuo_integrations.documents import load_documents
+from benchmarks.floor import Floor, floor
+from benchmarks.peers import Folder, all_peers, export, least_cosines, machine, measure, medians, mixed_texts, quiet
+from luotuo_integrations.encoder import Encoder
 
-DATA = Path(__file__).parents[1] / "examples" / "data"
-SHORTEST, LONGEST = 10, 2_000
 LEAST_COSINE = 0.9999
-
-Embed = Callable[[list[str]], list[list[float]]]
+COMPARED = 32  # texts whose vectors are compared
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=128)
+    parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="cpu, cuda or mps; the best there is")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to a file")
     arguments = parser.parse_args()
-    logging.getLogger("luotuo_integrations").setLevel(logging.ERROR)  # that long texts are cut is known
+    quiet()
     texts = mixed_texts(arguments.texts, arguments.seed)
     with tempfile.TemporaryDirectory() as temporary:
-        encoder = LuotuoEmbeddings().encoder
-        folder = encoder.model.save(Path(temporary) / "model", encoder.tokenizer.tokenizer)
-        prompt = encoder.prompts["passage"]
-        tokens = sum(
-            min(count, encoder.max_length) for count in encoder.count_tokens([prompt + text for text in texts])
-        )
-        systems = {
-            "LuotuoEmbeddings": luotuo(folder, arguments.device),
-            "HuggingFaceEmbeddings": hugging_face(folder, prompt, arguments.device),
-            "sentence-transformers": sentence_transformers(folder, prompt, arguments.device),
-        }
-        least_cosine = check_agreement(systems, texts[:32])
-        seconds = measure(systems, texts, arguments.rounds)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    threads = torch.get_num_threads()
-    print(f"{len(texts)} texts, {tokens} tokens, {threads} threads; least cosine {least_cosine:.6f}\n")
-    report(len(texts), tokens, medians)
+        folder = export(Path(temporary) / "model", onnx=True)
+        lengths, floors = limits(folder, texts, arguments.device)
+        peers, missing = all_peers(folder, texts, arguments.device)
+        cosines = least_cosines(peers, texts[:COMPARED])
+        wrong = [name for name, cosine in cosines.items() if cosine < LEAST_COSINE]
+        if wrong:
+            raise SystemExit(f"the vectors differ: {', '.join(f'{name} {cosines[name]:.6f}' for name in wrong)}")
+        seconds = measure(peers, texts, arguments.rounds)
+    results = {
+        "machine": machine(),
+        "texts": len(texts),
+        "tokens": sum(lengths),
+        "floor": {name: found._asdict() for name, found in floors.items()},
+        "least_cosine": cosines,
+        "medians": medians(seconds),
+        "rounds": seconds,
+        "not_run": missing,
+    }
+    report(results)
     if arguments.json:
-        results = {
-            "texts": len(texts),
-            "tokens": tokens,
-            "threads": threads,
-            "least_cosine": least_cosine,
-            "medians": medians,
-            "rounds": seconds,
-        }
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def mixed_texts(count: int, seed: int) -> list[str]:
-    """Cut texts of mixed lengths from the example documents, without white space."""
-    source = "".join("".join(document.page_content.split()) for document in load_documents(DATA).documents)
-    generator = random.Random(seed)
-    texts = []
-    for _ in range(count):
-        length = round(SHORTEST * (LONGEST / SHORTEST) ** generator.random())
-        start = generator.randrange(len(source) - length)
-        texts.append(source[start : start + length])
-    return texts
+def limits(folder: Folder, texts: list[str], device: str | None) -> tuple[list[int], dict[str, Floor]]:
+    """Tokens of each text, and on the CPU the floor in float32 and bfloat16."""
+    encoder = Encoder(folder.path, device="cpu", dtype="float32", backend="torch")
+    counts = encoder.count_tokens([folder.passage_prompt + text for text in texts])
+    lengths = [min(count + encoder.tokenizer.special_count, encoder.max_length) for count in counts]
+    if device not in (None, "cpu") or (device is None and encoder_device() != "cpu"):
+        return lengths, {}
+    dtypes = (torch.float32, torch.bfloat16)
+    return lengths, {str(dtype).removeprefix("torch."): floor(encoder, lengths, dtype) for dtype in dtypes}
 
 
-def luotuo(folder: Path, device: str | None) -> Embed:
-    """This package; the prompt is read from the folder."""
-    return LuotuoEmbeddings(folder, device=device, dtype="float32").embed_documents
+def encoder_device() -> str:
+    """Kind of device that is chosen where none is asked for."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def hugging_face(folder: Path, prompt: str, device: str | None) -> Embed:
-    """langchain-huggingface, told what it does not read from the folder."""
-    from langchain_huggingface import HuggingFaceEmbeddings
-
-    options = {"device": device} if device else {}
-    model = HuggingFaceEmbeddings(
-        model_name=str(folder), model_kwargs=options, encode_kwargs={"prompt": prompt, "normalize_embeddings": True}
+def report(results: dict[str, Any]) -> None:
+    """Print a line a system; ``ours`` is how many times as fast as it LuotuoEmbeddings is."""
+    count, tokens, times = results["texts"], results["tokens"], results["medians"]
+    print(
+        f"{results['machine']['processor']}, {results['machine']['threads']} threads: {count} texts, {tokens} tokens\n"
     )
-    embed: Embed = model.embed_documents
-    return embed
-
-
-def sentence_transformers(folder: Path, prompt: str, device: str | None) -> Embed:
-    """sentence-transformers itself, with its default batches of 32."""
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(folder), device=device)
-
-    def embed(texts: list[str]) -> list[list[float]]:
-        vectors: list[list[float]] = model.encode(texts, prompt=prompt, normalize_embeddings=True).tolist()
-        return vectors
-
-    return embed
-
-
-def check_agreement(systems: dict[str, Embed], texts: list[str]) -> float:
-    """Least cosine between the vectors of two systems; this warms them up too.
-
-    Raises:
-        SystemExit: If they do not agree.
-    """
-    vectors = [np.array(embed(texts)) for embed in systems.values()]
-    cosines = [float((vectors[0] * other).sum(axis=1).min()) for other in vectors[1:]]
-    if min(cosines) < LEAST_COSINE:
-        raise SystemExit(f"the vectors differ: least cosines {cosines}")
-    return min(cosines)
-
-
-def measure(systems: dict[str, Embed], texts: list[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round; each round begins with another system."""
-    seconds: dict[str, list[float]] = {name: [] for name in systems}
-    names = list(systems)
-    for first in range(rounds):
-        for position in range(len(names)):
-            name = names[(first + position) % len(names)]
-            start = time.perf_counter()
-            systems[name](texts)
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def report(count: int, tokens: int, medians: dict[str, float]) -> None:
-    """Print a line a system; speed is relative to sentence-transformers, more is faster."""
-    print(f"{'':24s}{'seconds':>9s}{'texts/s':>9s}{'tokens/s':>10s}{'speed':>8s}")
-    for name, seconds in medians.items():
-        speed = medians["sentence-transformers"] / seconds
-        print(f"{name:24s}{seconds:9.2f}{count / seconds:9.1f}{tokens / seconds:10.0f}{speed:8.2f}")
+    print(f"{'':40s}{'seconds':>9s}{'texts/s':>9s}{'tokens/s':>10s}{'ours':>7s}{'float32':>9s}{'cosine':>10s}")
+    fast, exact = times["LuotuoEmbeddings"], times["LuotuoEmbeddings, float32"]
+    for name, seconds in times.items():
+        print(
+            f"{name:40s}{seconds:9.2f}{count / seconds:9.1f}{tokens / seconds:10.0f}{seconds / fast:7.2f}"
+            f"{seconds / exact:9.2f}{results['least_cosine'][name]:10.6f}"
+        )
+    for dtype, found in results["floor"].items():
+        print(
+            f"{'floor of the products, ' + dtype:40s}{found['seconds']:9.2f}   {found['gigaflop']:.0f} gigaflop; "
+            f"{found['linear_rate']:.0f} gigaflop/s linear, {found['attention_rate']:.0f} attention"
+        )
+    for name, reason in results["not_run"].items():
+        print(f"{name} was left out: {reason}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The passages are those of KnowledgeBase, and what is compared with a question is
 passage, then its text. A passage answers a question if it is of the right file and holds the answering text verbatim,
 white space aside. 60 questions: "paraphrase" ones share no content word with the section that answers them.
 
-Run from the root of the repository: python benchmarks/example_questions.py
+Run from the root of the repository: python -m benchmarks.example_questions
 """
 
 import argparse

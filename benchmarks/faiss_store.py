@@ -9,7 +9,7 @@ LlamaIndex's nodes are made outside the clock and added 2,048 at a time, as its 
 saves end when all is on the disk, with checksums; those of others when the operating system has taken it. Opening is
 timed with the first search, from files that may still be in memory.
 
-Run from the root of the repository: OMP_WAIT_POLICY=PASSIVE python benchmarks/faiss_store.py
+Run from the root of the repository: OMP_WAIT_POLICY=PASSIVE python -m benchmarks.faiss_store
 """
 
 import argparse
@@ -32,6 +32,7 @@ from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters, VectorStoreQuery
 from typing_extensions import override
 
+from benchmarks.peers import machine
 from luotuo_integrations import FAISS, FaissVectorStore
 from luotuo_integrations._optional import require
 
@@ -294,7 +295,7 @@ def main() -> None:
         if len(systems) < len(kinds):
             print(f"those that take lists of floats were measured up to {arguments.peers_up_to:,} documents")
     if arguments.json:
-        content = {"threads": faiss.omp_get_max_threads(), "seconds": results}
+        content = {"machine": machine(), "seconds": results}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """How fast models of this package embed: each beside the first, on the same passages.
 
-The texts are those of encode.py. The models take turns, and the medians of the rounds are compared.
+The texts are those of encode. The models take turns, and the medians of the rounds are compared.
 
 Run from the root of the repository: python -m benchmarks.models luotuo-mini luotuo-tiny
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.encode import mixed_texts
+from benchmarks.peers import mixed_texts
 from luotuo_integrations import Encoder
 
 

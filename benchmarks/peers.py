@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from luotuo_integrations import LuotuoEmbeddings
+from luotuo_integrations import DEFAULT_MODEL, LuotuoEmbeddings
 from luotuo_integrations.documents import load_documents
 from luotuo_integrations.encoder import Encoder
 from luotuo_integrations.texts import Vectors
@@ -42,10 +42,11 @@ class Peer(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """The bundled model as a folder of float32 weights, with an ONNX file beside them."""
+    """A model as a folder of float32 weights."""
 
     path: Path
-    prompt: str
+    query_prompt: str
+    passage_prompt: str
     max_length: int
 
 
@@ -61,13 +62,13 @@ def mixed_texts(count: int, seed: int) -> list[str]:
     return texts
 
 
-def export(folder: Path, *, onnx: bool = True) -> Folder:
-    """Write the bundled model as every peer can load it."""
-    encoder = Encoder(device="cpu", dtype="float32", backend="torch")
+def export(folder: Path, model: str = DEFAULT_MODEL, *, onnx: bool = False) -> Folder:
+    """Write a model as every peer can load it, on request with an ONNX file beside the weights."""
+    encoder = Encoder(model, device="cpu", dtype="float32", backend="torch")
     path = encoder.model.save(folder, encoder.tokenizer.tokenizer)
     if onnx:
         export_onnx(encoder.model, path / ONNX)
-    return Folder(path, encoder.prompts["passage"], encoder.max_length)
+    return Folder(path, encoder.prompts["query"], encoder.prompts["passage"], encoder.max_length)
 
 
 def all_peers(folder: Folder, texts: list[str], device: str | None) -> tuple[list[Peer], dict[str, str]]:
@@ -106,7 +107,7 @@ def hugging_face(folder: Folder, texts: list[str], device: str | None) -> list[P
         embed: Embed = HuggingFaceEmbeddings(
             model_name=str(folder.path),
             model_kwargs={"device": device} if device else {},
-            encode_kwargs={"prompt": folder.prompt, "normalize_embeddings": True, "batch_size": batch_size},
+            encode_kwargs={"prompt": folder.passage_prompt, "normalize_embeddings": True, "batch_size": batch_size},
         ).embed_documents
         return embed
 
@@ -119,7 +120,7 @@ def llama_index(folder: Folder, texts: list[str], device: str | None) -> list[Pe
 
     def make(batch_size: int) -> Embed:
         embed: Embed = HuggingFaceEmbedding(
-            str(folder.path), text_instruction=folder.prompt, embed_batch_size=batch_size, device=device
+            str(folder.path), text_instruction=folder.passage_prompt, embed_batch_size=batch_size, device=device
         ).get_text_embedding_batch
         return embed
 
@@ -134,7 +135,7 @@ def sentence_transformers(folder: Folder, texts: list[str], device: str | None) 
 
     def make(batch_size: int) -> Embed:
         return lambda given: model.encode(
-            given, prompt=folder.prompt, normalize_embeddings=True, batch_size=batch_size
+            given, prompt=folder.passage_prompt, normalize_embeddings=True, batch_size=batch_size
         ).tolist()
 
     return _default_and_tuned("sentence-transformers", make, 32, texts)
@@ -158,7 +159,7 @@ def infinity(folder: Folder, texts: list[str], device: str | None) -> list[Peer]
 
     async def answer(given: list[str]) -> list[Any]:
         async with engine:
-            vectors, _ = await engine.embed(sentences=[folder.prompt + text for text in given])
+            vectors, _ = await engine.embed(sentences=[folder.passage_prompt + text for text in given])
             return [vector.tolist() for vector in vectors]
 
     peer = Peer("infinity", lambda given: asyncio.run(answer(given)))
@@ -214,7 +215,8 @@ def fastembed(folder: Folder, texts: list[str], device: str | None) -> list[Peer
 
     def make(batch_size: int) -> Embed:
         return lambda given: [
-            vector.tolist() for vector in model.embed([folder.prompt + text for text in given], batch_size=batch_size)
+            vector.tolist()
+            for vector in model.embed([folder.passage_prompt + text for text in given], batch_size=batch_size)
         ]
 
     return _default_and_tuned("fastembed", make, 256, texts)
@@ -292,9 +294,7 @@ def machine() -> dict[str, Any]:
     known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
     return {
         "processor": model or platform.processor() or platform.machine(),
-        "instructions": [
-            name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if name in flags
-        ],
+        "instructions": [name for name in known if name in flags],
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),

@@ -4,7 +4,7 @@ Each line is a process of its own, run several times in turns; the median and th
 interpreter's share included. sentence-transformers and langchain-huggingface stand beside, with the same weights in
 float32.
 
-Run from the root of the repository: python benchmarks/startup.py
+Run from the root of the repository: python -m benchmarks.startup
 """
 
 import argparse
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from luotuo_integrations import LuotuoEmbeddings
+from benchmarks.peers import export, machine
 
 PROGRAMS = {
     "the interpreter alone": "pass",
@@ -51,8 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     with tempfile.TemporaryDirectory() as temporary:
-        encoder = LuotuoEmbeddings().encoder
-        folder = encoder.model.save(Path(temporary) / "model", encoder.tokenizer.tokenizer)
+        folder = export(Path(temporary) / "model").path
         for _ in range(arguments.rounds):
             for name, program in PROGRAMS.items():
                 seconds[name].append(run(program.replace("{folder!r}", repr(str(folder)))))
@@ -61,7 +60,7 @@ def main() -> None:
     for name, median in medians.items():
         print(f"{name:44s}{median:9.2f}{min(seconds[name]):9.2f}")
     if arguments.json:
-        content = {"medians": medians, "rounds": seconds}
+        content = {"machine": machine(), "medians": medians, "rounds": seconds}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

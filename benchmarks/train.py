@@ -8,7 +8,7 @@ first step of a turn is not counted, but its losses must agree.
 --gradcache measures instead one step of a large contrastive batch whose activations are not kept: its peak memory, and
 of a batch that fits either way memory and time beside the step that keeps them.
 
-Run from the root of the repository: python benchmarks/train.py
+Run from the root of the repository: python -m benchmarks.train
 """
 
 import argparse

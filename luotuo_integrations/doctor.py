@@ -24,6 +24,7 @@ class Diagnosis:
         versions: Version of each package; None where it is not installed.
         faiss: Distributions that bring the ``faiss`` module, with their versions.
         devices: What torch can compute on, best first.
+        cpu_engine: What runs the bundled model on the CPU, and in which type: "onednn bfloat16"; "" if it does not run.
         problems: What should be mended, each with what to type.
     """
 
@@ -31,6 +32,7 @@ class Diagnosis:
     versions: dict[str, str | None]
     faiss: dict[str, str]
     devices: list[str]
+    cpu_engine: str = ""
     problems: list[str] = field(default_factory=list)
 
 
@@ -55,7 +57,7 @@ def diagnose() -> Diagnosis:
             "llama-index-embeddings-langchain is missing: LlamaIndex may refuse LuotuoEmbeddings. "
             "Type: pip install llama-index-embeddings-langchain"
         )
-    diagnosis.problems += _model_problem()
+    _try_model(diagnosis)
     return diagnosis
 
 
@@ -88,20 +90,25 @@ def _devices() -> list[str]:
     return [*devices, f"cpu ({torch.get_num_threads()} threads)"]
 
 
-def _model_problem() -> list[str]:
+def _try_model(diagnosis: Diagnosis) -> None:
     from luotuo_integrations.encoder import Encoder
     from luotuo_integrations.errors import LuotuoError
 
     try:
-        Encoder(DEFAULT_MODEL, device="cpu").encode(["你好"])
+        encoder = Encoder(DEFAULT_MODEL, device="cpu")
+        encoder.encode(["你好"])
     except (LuotuoError, OSError, RuntimeError, ValueError) as error:
-        return [f"The bundled model {DEFAULT_MODEL!r} does not work ({error}). Install the package again"]
-    return []
+        diagnosis.problems.append(
+            f"The bundled model {DEFAULT_MODEL!r} does not work ({error}). Install the package again"
+        )
+    else:
+        diagnosis.cpu_engine = f"{encoder.engine} {str(encoder.dtype).removeprefix('torch.')}"
 
 
 def describe(diagnosis: Diagnosis) -> list[str]:
     """A diagnosis as lines of text."""
     lines = [f"Python {diagnosis.python}", *(f"device  {device}" for device in diagnosis.devices)]
+    lines += [f"engine  {diagnosis.cpu_engine} (on the CPU)"] if diagnosis.cpu_engine else []
     lines += [f"{name:34s} {version or '-'}" for name, version in diagnosis.versions.items()]
     lines += [f"{name + ' (module faiss)':34s} {version}" for name, version in diagnosis.faiss.items()]
     return lines

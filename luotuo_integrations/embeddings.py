@@ -40,12 +40,15 @@ class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
         >>> embeddings = LuotuoEmbeddings()
         >>> len(embeddings.embed_query("试用期可以请年假吗？"))
         384
+        >>> embeddings = LuotuoEmbeddings(vector_cache="vectors")  # nothing is embedded twice, after a restart too
 
     Args:
         model: A name that ``luotuo models`` lists, a repository name on the hub, or a model folder. The default is in
             the package. ``model_name`` is accepted as another name for it.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None takes the best there is.
-        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``; auto is float32 except on CUDA.
+        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``; auto is bfloat16 on CUDA and on processors
+            that are faster in it, if the vectors agree; else float32.
+        backend: ``"auto"`` or ``"torch"``: whether the CPU may run matrix products by oneDNN, where that is faster.
         dimensions: Keep the first so many numbers of each vector (Matryoshka) and normalise again.
         max_length: Longest text in tokens; what is over is cut, with a warning.
         normalize: Scale vectors to length 1; None as the model says.
@@ -59,8 +62,11 @@ class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Run Python code that lies in the model's folder.
         mapper: What moves the vectors of queries towards their answers, or its file; see ``fit_mapper``.
+        vector_cache: A folder on this machine that keeps every vector, so that the next run, thread or process computes
+            only what is new; any models may share it. None keeps none.
 
     Raises:
+        EmbeddingCacheError: If the vector cache is damaged, or cannot be read or written.
         ModelNotFoundError: At the first call, if there is no such model.
         ValueError: If an argument is out of range.
     """
@@ -79,10 +85,12 @@ class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
     # What does not change a vector stays out of to_dict(), which LlamaIndex hashes into its cache keys.
     device: str | None = Field(default=None, frozen=True, exclude=True)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", frozen=True, exclude=True)
+    backend: Literal["auto", "torch"] = Field(default="auto", frozen=True, exclude=True)
     max_tokens_per_batch: int | None = Field(default=None, gt=0, frozen=True, exclude=True)
     show_progress: bool = Field(default=False, exclude=True)
     cache_folder: str | None = Field(default=None, frozen=True, exclude=True)
     trust_remote_code: bool = Field(default=False, frozen=True, exclude=True)
+    vector_cache: str | None = Field(default=None, frozen=True, exclude=True)
 
     _loader: EncoderLoader = PrivateAttr()
     _mapper: LinearQueryMapper | None = PrivateAttr(default=None)  # of QueryMapping
@@ -93,6 +101,7 @@ class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
         *,
         device: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        backend: Literal["auto", "torch"] = "auto",
         dimensions: int | None = None,
         max_length: int | None = None,
         normalize: bool | None = None,
@@ -105,29 +114,23 @@ class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
         revision: str | None = None,
         trust_remote_code: bool = False,
         mapper: LinearQueryMapper | str | Path | None = None,
+        vector_cache: str | Path | None = None,
         model_name: str | None = None,
         num_workers: int | None = None,
         callback_manager: CallbackManager | None = None,
         rate_limiter: Any = None,
         embeddings_cache: Any = None,
     ) -> None:
-        if model is not None and model_name is not None and str(model) != model_name:
-            msg = f"model={str(model)!r} and model_name={model_name!r} differ; give one of them"
-            raise ValueError(msg)
         if embeddings_cache is not None:
-            # LlamaIndex keys that cache by the text alone: a query would be given a passage's vector.
-            msg = "embeddings_cache mixes queries and passages; leave it out"
+            msg = "embeddings_cache of LlamaIndex gives queries the vectors of passages; use vector_cache='a folder'"
             raise ValueError(msg)
-        given = model if model is not None else model_name
-        if given == "":
-            msg = f"model is empty; give a name, a folder, or nothing at all for {DEFAULT_MODEL!r}"
-            raise ValueError(msg)
-        name = DEFAULT_MODEL if given is None else str(given)
+        name = _chosen_name(model, model_name)
         fields: dict[str, Any] = {
             "model": name,
             "model_name": name,
             "device": device,
             "dtype": dtype,
+            "backend": backend,
             "dimensions": dimensions,
             "max_length": max_length,
             "normalize": normalize,
@@ -139,13 +142,14 @@ class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
             "cache_folder": None if cache_folder is None else str(cache_folder),
             "revision": revision,
             "trust_remote_code": trust_remote_code,
+            "vector_cache": None if vector_cache is None else str(vector_cache),
             "num_workers": num_workers,
             "callback_manager": CallbackManager([]) if callback_manager is None else callback_manager,
         }
         if rate_limiter is not None:  # the first releases of llama-index-core 0.14 know none
             fields["rate_limiter"] = rate_limiter
         super().__init__(**fields)
-        self._loader = EncoderLoader(self._encoder_settings())
+        self._loader = EncoderLoader(self._encoder_settings(), vector_cache)
         self.mapper = LinearQueryMapper.load(mapper) if isinstance(mapper, str | Path) else mapper
 
     @classmethod
@@ -201,7 +205,7 @@ class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
         """
         check_texts(texts)
         progress = self.show_progress if show_progress is None else show_progress
-        return self._mapped(self.encoder.encode(texts, kind, out, progress), kind)
+        return self._mapped(self._loader.encode(texts, kind, out, progress), kind)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each text, without prompt and special tokens."""
@@ -295,8 +299,8 @@ class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
 
     def _encoder_settings(self) -> dict[str, Any]:
         names = (
-            "model", "device", "dtype", "dimensions", "max_length", "normalize", "query_prompt", "passage_prompt",
-            "max_tokens_per_batch", "cache_folder", "revision", "trust_remote_code",
+            "model", "device", "dtype", "backend", "dimensions", "max_length", "normalize", "query_prompt",
+            "passage_prompt", "max_tokens_per_batch", "cache_folder", "revision", "trust_remote_code",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
@@ -307,6 +311,7 @@ class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
             "show_progress": self.show_progress,
             "num_workers": self.num_workers,
             "mapper": self._mapper,
+            "vector_cache": self.vector_cache,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -321,7 +326,7 @@ class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
         """
         held = {"callback_manager": self.callback_manager, "rate_limiter": getattr(self, "rate_limiter", None)}
         copied = type(self)(**{**self.__getstate__(), **held, **(update or {})})
-        if copied._encoder_settings() == self._encoder_settings():
+        if (copied._encoder_settings(), copied.vector_cache) == (self._encoder_settings(), self.vector_cache):
             copied._loader = self._loader
         return copied
 
@@ -330,3 +335,14 @@ class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "LuotuoEmbeddings":
         return self.model_copy()
+
+
+def _chosen_name(model: str | Path | None, model_name: str | None) -> str:
+    if model is not None and model_name is not None and str(model) != model_name:
+        msg = f"model={str(model)!r} and model_name={model_name!r} differ; give one of them"
+        raise ValueError(msg)
+    given = model if model is not None else model_name
+    if given == "":
+        msg = f"model is empty; give a name, a folder, or nothing at all for {DEFAULT_MODEL!r}"
+        raise ValueError(msg)
+    return DEFAULT_MODEL if given is None else str(given)

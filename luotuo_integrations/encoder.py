@@ -176,7 +176,7 @@ class Encoder:
             raise ValueError(msg)
         check_texts(texts)
         count = len(texts) if isinstance(texts, Sized) else None
-        self._check_out(out, count)
+        self.check_out(out, count)
         finished: list[Vectors] = []
         start = 0
         cut = 0
@@ -303,7 +303,8 @@ class Encoder:
             raise ValueError(msg)
         return int(asked or limit)
 
-    def _check_out(self, out: object, count: int | None) -> None:
+    def check_out(self, out: object, count: int | None) -> None:
+        """Refuse an array that the vectors of so many texts (None: nobody knows) do not fit into."""
         if out is None:
             return
         wanted = f"a writeable float32 array ({'N' if count is None else count}, {self.dimension})"

@@ -1,3 +1,4 @@
+import itertools
 import random
 from collections.abc import Iterator
 
@@ -35,7 +36,7 @@ def test_a_batch_that_is_full_enough_ends_before_it_pads(seed: int) -> None:
     lengths = [chance.randint(1, 200) for _ in range(300)]
     batches = list(token_budget_batches(lengths, 1_000, least=250))
     assert sorted(position for batch in batches for position in batch) == list(range(300))
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         tokens = sum(lengths[position] for position in batch)
         longest = lengths[batch[0]]
         assert len(batch) * longest <= 1_000

@@ -422,6 +422,7 @@ def test_doctor_finds_this_installation_in_order() -> None:
     assert result.exit_code == 0, result.output
     assert re.search(r"^torch +\d", result.stdout, re.MULTILINE)
     assert "cpu (" in result.stdout
+    assert re.search(r"^engine  (torch float32|onednn (float32|bfloat16)) \(on the CPU\)$", result.stdout, re.MULTILINE)
     assert "No problems found." in result.stdout
     diagnosis = json.loads(run("doctor", "--json").stdout)
     assert diagnosis["versions"]["transformers"] == importlib.metadata.version("transformers")
@@ -456,6 +457,7 @@ def test_doctor_finds_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install llama-index-embeddings-langchain" in problems
     assert "There is no FAISS store" in problems
     assert "'没有这个模型' does not work" in problems
+    assert diagnosis["cpu_engine"] == ""
 
 
 # -- the real thing ---------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ SETTINGS = ModelSettings(pooling="mean", normalize=True)
 BOTH = [torch.float32, torch.bfloat16]
 
 
-def bert(width: int = 64) -> EmbeddingModel:
+def bert(width: int = 128, activation: str = "gelu") -> EmbeddingModel:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=100,
@@ -31,6 +31,7 @@ def bert(width: int = 64) -> EmbeddingModel:
         num_attention_heads=4,
         intermediate_size=2 * width,
         max_position_embeddings=128,
+        hidden_act=activation,
     )
     return EmbeddingModel(BertModel(config, add_pooling_layer=False), SETTINGS).eval()
 
@@ -40,12 +41,12 @@ def qwen() -> EmbeddingModel:
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=100,
-        hidden_size=64,
-        intermediate_size=128,
+        hidden_size=128,
+        intermediate_size=256,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=16,
+        head_dim=32,
         use_cache=False,
     )
     return EmbeddingModel(Qwen3Model(config), ModelSettings(pooling="last", normalize=True)).eval()
@@ -86,6 +87,26 @@ def test_packed_linear_multiplies_as_linear_does(bias: bool, dtype: torch.dtype,
         linear.to(dtype)
 
 
+def test_packed_linear_applies_the_exact_gelu() -> None:
+    torch.manual_seed(0)
+    linear, values = nn.Linear(64, 96), 3 * torch.randn(5, 64)
+    expected = [[0.5 * x * (1 + math.erf(x / math.sqrt(2))) for x in row] for row in linear(values).tolist()]
+    with torch.inference_mode():
+        found = PackedLinear(linear, gelu=True)(values)
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("activation", "fused"), [("gelu", True), ("gelu_new", False), ("relu", False)])
+def test_only_the_exact_gelu_is_part_of_the_product(activation: str, fused: bool, choose: Any) -> None:
+    model = bert(activation=activation)
+    choose(torch.float32)
+    packed, engine = fastest_on_cpu(model, allow_bfloat16=False)
+    assert engine == "onednn"
+    layers = [layer.intermediate for layer in packed.backbone.encoder.layer]
+    assert [isinstance(layer.intermediate_act_fn, nn.Identity) for layer in layers] == [fused] * 2
+    torch.testing.assert_close(embed(packed, 9, 4), embed(model, 9, 4), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("make", [bert, qwen])
 @pytest.mark.parametrize("dtype", BOTH)
 def test_vectors_are_those_of_the_model(make: Any, dtype: torch.dtype, choose: Any) -> None:
@@ -97,7 +118,9 @@ def test_vectors_are_those_of_the_model(make: Any, dtype: torch.dtype, choose: A
     assert packed is not model
     assert not any(type(module) is nn.Linear for module in packed.modules())
     found = embed(packed, 9, 9, 7, 1)
-    assert float((found * expected).sum(dim=1).min()) > (0.9999 if dtype == torch.bfloat16 else 0.9999999)
+    assert float((found * expected).sum(dim=1).min()) > 0.9999
+    if dtype == torch.float32:
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(embed(model, 9, 9, 7, 1), expected)  # the given model is left as it was
 
 
@@ -143,7 +166,7 @@ def test_wrong_products_are_found_out(monkeypatch: pytest.MonkeyPatch, choose: A
 def test_a_torch_without_the_operator_goes_on_as_it_is(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch, choose: Any
 ) -> None:
-    def missing(linear: nn.Linear) -> nn.Module:
+    def missing(*_: nn.Linear, **__: bool) -> nn.Module:
         raise error("no oneDNN")
 
     choose(torch.float32)
@@ -154,7 +177,7 @@ def test_a_torch_without_the_operator_goes_on_as_it_is(
 
 def test_narrow_models_and_other_types_are_left_alone(choose: Any) -> None:
     choose(torch.float32)
-    for model in (bert(width=32), bert().half(), bert().double()):
+    for model in (bert(width=64), bert().half(), bert().double()):
         assert fastest_on_cpu(model, allow_bfloat16=True) == (model, "torch")
 
 

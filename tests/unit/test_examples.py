@@ -103,6 +103,14 @@ def test_mapper(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert (tmp_path / "faq.mapper").is_file()
 
 
+def test_embedding_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = printed("embedding_cache", capsys, str(tmp_path / "向量"))
+    assert re.findall(r"缓存里有 (\d+) 个", out) == ["5", "6", "7"]
+    assert "：相同" in out
+    again = printed("embedding_cache", capsys, str(tmp_path / "向量"))
+    assert re.findall(r"缓存里有 (\d+) 个", again) == ["7", "7", "7"]
+
+
 def test_local_model_folder(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed("local_model_folder", capsys)
     assert "model.safetensors" in out

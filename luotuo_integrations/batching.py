@@ -1,43 +1,43 @@
 """Batches by token budget, and windows over an iterator of any length."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
-MOST_PADDING = 0.04  # padded tokens for each real one
 
-
-def token_budget_batches(lengths: Sequence[int], budget: int, least: int | None = None) -> Iterator[list[int]]:
+def token_budget_batches(lengths: Sequence[int], budget: int, max_padding: float = math.inf) -> Iterator[list[int]]:
     """Group texts so that a padded batch stays within a budget: count * longest <= budget.
 
     Sorted by length, longest first: the batch that needs the most memory comes first, so that a shortage shows at
-    once, and neighbours pad little.
+    once, and neighbours pad little. Batches of one length have four sizes at most, full to a quarter, because
+    libraries that make a kernel for each shape would otherwise fill the memory with kernels.
 
     Args:
         lengths: Token count of each text.
         budget: Padded tokens in a batch. A single text longer than the budget is a batch of its own.
-        least: A batch of so many tokens ends rather than pad more than ``MOST_PADDING`` of them; None pads on.
+        max_padding: Padded tokens for each real one, from 0. A batch that would pad more is cut to three quarters of
+            its size, a half or a quarter; smaller ones are less efficient than padding is.
 
     Yields:
         Positions in ``lengths``. Every position comes exactly once.
     """
-    least = budget if least is None else least
-    batch: list[int] = []
-    longest = tokens = 0
-    for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = max(lengths[position], 1)
-        padded = (len(batch) + 1) * longest
-        if batch and (padded > budget or (tokens >= least and padded > (1 + MOST_PADDING) * (tokens + length))):
-            yield batch
-            batch, tokens = [], 0
-        if not batch:
-            longest = length
-        batch.append(position)
-        tokens += length
-    if batch:
-        yield batch
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    until = [0, *itertools.accumulate(max(lengths[position], 1) for position in order)]  # tokens before each text
+    start = 0
+    while start < len(order):
+        longest = max(lengths[order[start]], 1)
+        full = max(budget // longest, 1)
+        left = len(order) - start
+        sizes = [min(full, left), *(size for size in (3 * full // 4, full // 2, full // 4) if 0 < size < left)]
+        for size in sizes:
+            stop = start + size
+            if size * longest <= (1 + max_padding) * (until[stop] - until[start]):
+                break
+        yield order[start:stop]
+        start = stop
 
 
 def windows(

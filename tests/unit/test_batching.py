@@ -1,4 +1,3 @@
-import itertools
 import random
 from collections.abc import Iterator
 
@@ -31,19 +30,30 @@ def test_no_batch_could_have_taken_the_next_text(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_batch_that_is_full_enough_ends_before_it_pads(seed: int) -> None:
+def test_a_batch_is_cut_rather_than_padded(seed: int) -> None:
     chance = random.Random(seed)
     lengths = [chance.randint(1, 200) for _ in range(300)]
-    batches = list(token_budget_batches(lengths, 1_000, least=250))
+    batches = list(token_budget_batches(lengths, 1_000, 0.04))
     assert sorted(position for batch in batches for position in batch) == list(range(300))
-    for batch, following in itertools.pairwise(batches):
-        tokens = sum(lengths[position] for position in batch)
+    left = 300
+    for batch in batches:
         longest = lengths[batch[0]]
-        assert len(batch) * longest <= 1_000
-        grown = (len(batch) + 1) * longest
-        # It ended for one of two reasons, and not before.
-        assert grown > 1_000 or (tokens >= 250 and grown > 1.04 * (tokens + lengths[following[0]]))
-    assert len(list(token_budget_batches(lengths, 1_000))) < len(batches)
+        full = 1_000 // longest
+        smallest = min(left, max(full // 4, 1))
+        assert len(batch) in {min(full, left), 3 * full // 4, full // 2, full // 4}
+        assert len(batch) == smallest or len(batch) * longest <= 1.04 * sum(lengths[position] for position in batch)
+        left -= len(batch)
+    assert len(batches) > len(list(token_budget_batches(lengths, 1_000)))
+
+
+def test_texts_of_one_length_make_batches_of_four_sizes_at_most() -> None:
+    chance = random.Random(0)
+    sizes: dict[int, set[int]] = {}
+    for _ in range(50):
+        lengths = [chance.randint(8, 24) for _ in range(2_000)]
+        for batch in list(token_budget_batches(lengths, 2_048, 0.04))[:-1]:
+            sizes.setdefault(lengths[batch[0]], set()).add(len(batch))
+    assert max(map(len, sizes.values())) <= 4
 
 
 def test_batches_of_nothing_and_of_empty_texts() -> None:

@@ -37,7 +37,6 @@ bench: $(VENV)/.dev
 # What the bundled models are made from: DATA is a folder of pairs/, corpus/, sts/ and classification/ (*.jsonl.xz).
 # Nothing but runs/ is needed for `make models`, so that it can be taken to a machine with a GPU.
 model-data: $(VENV)/.dev
-	$(PIP_INSTALL) --group models
 	$(BIN)/python -m training.devsets $(DATA)
 	$(BIN)/python -m training.data_pack $(DATA)
 	$(BIN)/python -m training.convert_e5 --output runs/teacher/luotuo-interim \

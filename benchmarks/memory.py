@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--texts", type=int, nargs="+", default=[50_000, 200_000, 1_000_000], help="how many, a process each"
+        "--texts", type=int, nargs="+", default=[50_000, 100_000, 200_000], help="how many, a process each"
     )
     parser.add_argument("--model", default="luotuo-tiny", help="a bundled model, or a folder")
     parser.add_argument("--seed", type=int, default=0)

@@ -13,12 +13,17 @@ _HOMES = {
     "CARDS": "registry",
     "ChineseNodeParser": "node_parser",
     "ChineseTextSplitter": "splitter",
+    "CrossEncoder": "cross_encoder",
     "DEFAULT_MODEL": "registry",
     "Encoder": "encoder",
     "FAISS": "vectorstores",
     "FaissVectorStore": "llama_stores",
+    "HybridNodeRetriever": "llama_hybrid",
+    "HybridRetriever": "hybrid_retriever",
     "KnowledgeBase": "knowledge_base",
     "LuotuoEmbeddings": "embeddings",
+    "LuotuoRerank": "llama_rerank",
+    "LuotuoReranker": "langchain_rerank",
     "ModelCard": "registry",
     "load_documents": "documents",
     "local_chat_model": "local_chat",
@@ -27,10 +32,15 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from luotuo_integrations.chat_models import openai_compatible as openai_compatible
+    from luotuo_integrations.cross_encoder import CrossEncoder as CrossEncoder
     from luotuo_integrations.documents import load_documents as load_documents
     from luotuo_integrations.embeddings import LuotuoEmbeddings as LuotuoEmbeddings
     from luotuo_integrations.encoder import Encoder as Encoder
+    from luotuo_integrations.hybrid_retriever import HybridRetriever as HybridRetriever
     from luotuo_integrations.knowledge_base import KnowledgeBase as KnowledgeBase
+    from luotuo_integrations.langchain_rerank import LuotuoReranker as LuotuoReranker
+    from luotuo_integrations.llama_hybrid import HybridNodeRetriever as HybridNodeRetriever
+    from luotuo_integrations.llama_rerank import LuotuoRerank as LuotuoRerank
     from luotuo_integrations.llama_stores import FaissVectorStore as FaissVectorStore
     from luotuo_integrations.local_chat import local_chat_model as local_chat_model
     from luotuo_integrations.node_parser import ChineseNodeParser as ChineseNodeParser

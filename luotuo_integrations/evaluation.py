@@ -3,13 +3,16 @@
 Two doors lead to the same measures. :func:`ranking_metrics` takes ranked lists of ids, any number of relevant ids a
 query, and graded relevance. :func:`rank_metrics` takes the rank of the one relevant item of each query, which
 :func:`ranks` counts in a matrix of scores. :func:`ranking_values` and :func:`rank_values` give the numbers of each
-query, which :func:`bootstrap_interval` needs. Ranks begin at 1.
+query, which :func:`bootstrap_interval` and ``significance.paired_significance`` need. Ranks begin at 1.
 
 For a query with the relevant set R, of gains g > 0, and the ranked list r_1, r_2, ...:
 
 - ``recall@k``: |{r_1 ... r_k} ∩ R| / |R|.
 - ``mrr@k``: 1 / (rank of the first relevant item), 0 if that rank is above k; the mean over the queries is the mean
   reciprocal rank (Voorhees, 1999).
+- ``map@k``: average precision, (sum of the precision |{r_1 ... r_i} ∩ R| / i over each i <= k with r_i in R) / |R|; the
+  mean over the queries is the mean average precision. This is trec_eval's map_cut_k: with more than k relevant ids no
+  list reaches 1. Others divide by min(|R|, k).
 - ``ndcg@k``: DCG / DCG of the best possible order, where DCG = sum over i <= k of g(r_i) / log2(1 + i) (Järvelin and
   Kekäläinen, 2002, in the form that trec_eval computes). For the exponential variant pass 2**grade - 1 as the gain.
 
@@ -31,7 +34,7 @@ DEFAULT_CUTOFFS = (1, 5, 10)
 def ranking_metrics(
     ranked: Sequence[Sequence[Hashable]], relevant: Sequence[Relevant], *, cutoffs: Iterable[int] = DEFAULT_CUTOFFS
 ) -> dict[str, float]:
-    """Average recall@k, mrr@k and ndcg@k over the queries.
+    """Average recall@k, mrr@k, map@k and ndcg@k over the queries.
 
     Args:
         ranked: One list of ids a query, best first. It may be shorter than k or empty. An id that comes again keeps its
@@ -40,8 +43,8 @@ def ranking_metrics(
         cutoffs: The values of k.
 
     Returns:
-        ``{"recall@1": ..., "mrr@1": ..., "ndcg@1": ..., ...}``, each from 0 to 1. Queries without any relevant id have
-        no recall and are left out of the means.
+        ``{"recall@1": ..., "mrr@1": ..., "map@1": ..., "ndcg@1": ..., ...}``, each from 0 to 1. Queries without any
+        relevant id have no recall and are left out of the means.
 
     Raises:
         TypeError: If a query's ids are given as one string.
@@ -58,7 +61,7 @@ def ranking_metrics(
 def ranking_values(
     ranked: Sequence[Sequence[Hashable]], relevant: Sequence[Relevant], *, cutoffs: Iterable[int] = DEFAULT_CUTOFFS
 ) -> dict[str, NDArray[np.float64]]:
-    """Compute recall@k, the reciprocal rank and ndcg@k of each query.
+    """Compute recall@k, the reciprocal rank, the average precision and ndcg@k of each query.
 
     Args:
         ranked: As in :func:`ranking_metrics`.
@@ -76,7 +79,7 @@ def ranking_values(
         msg = f"{len(ranked)} ranked lists but {len(relevant)} relevant sets: one of each a query is needed"
         raise ValueError(msg)
     cutoffs = _check_cutoffs(cutoffs)
-    columns: dict[str, list[float]] = {f"{name}@{k}": [] for k in cutoffs for name in ("recall", "mrr", "ndcg")}
+    columns: dict[str, list[float]] = {f"{name}@{k}": [] for k in cutoffs for name in ("recall", "mrr", "map", "ndcg")}
     for query, (ids, wanted) in enumerate(zip(ranked, relevant, strict=True)):
         for given in (ids, wanted):
             if isinstance(given, str):
@@ -88,6 +91,7 @@ def ranking_values(
         for k in cutoffs:
             columns[f"recall@{k}"].append(np.count_nonzero(earned[:k]) / len(gains) if gains else math.nan)
             columns[f"mrr@{k}"].append(_reciprocal_rank(earned[:k]) if gains else math.nan)
+            columns[f"map@{k}"].append(_precisions(earned[:k]).sum() / len(gains) if gains else math.nan)
             columns[f"ndcg@{k}"].append(_discounted(earned[:k]) / _discounted(best[:k]) if gains else math.nan)
     return {name: np.array(column, dtype=np.float64) for name, column in columns.items()}
 
@@ -127,14 +131,14 @@ def ranks(
 
 
 def rank_metrics(ranks: ArrayLike, *, cutoffs: Iterable[int] = DEFAULT_CUTOFFS) -> dict[str, float]:
-    """Average recall@k, mrr@k and ndcg@k over queries that have one relevant item each.
+    """Average recall@k, mrr@k, map@k and ndcg@k over queries that have one relevant item each.
 
     Args:
         ranks: (Q,), from 1; infinity where the item was not found. Ranks of half steps (tied scores) are allowed.
         cutoffs: The values of k.
 
     Returns:
-        ``{"recall@1": ..., "mrr@1": ..., "ndcg@1": ..., ...}``, each from 0 to 1.
+        ``{"recall@1": ..., "mrr@1": ..., "map@1": ..., "ndcg@1": ..., ...}``, each from 0 to 1.
 
     Raises:
         ValueError: If there is no rank, a rank is below 1 or NaN, or a cutoff is below 1.
@@ -144,6 +148,8 @@ def rank_metrics(ranks: ArrayLike, *, cutoffs: Iterable[int] = DEFAULT_CUTOFFS) 
 
 def rank_values(ranks: ArrayLike, *, cutoffs: Iterable[int] = DEFAULT_CUTOFFS) -> dict[str, NDArray[np.float64]]:
     """Compute recall@k (1 or 0), the reciprocal rank and ndcg@k = 1 / log2(1 + rank) of each query.
+
+    With one relevant item the average precision map@k is the reciprocal rank.
 
     Args:
         ranks: As in :func:`rank_metrics`.
@@ -164,6 +170,7 @@ def rank_values(ranks: ArrayLike, *, cutoffs: Iterable[int] = DEFAULT_CUTOFFS) -
         found = rank <= k
         values[f"recall@{k}"] = found.astype(np.float64)
         values[f"mrr@{k}"] = np.where(found, 1 / rank, 0.0)
+        values[f"map@{k}"] = values[f"mrr@{k}"].copy()
         values[f"ndcg@{k}"] = np.where(found, 1 / np.log2(1 + rank), 0.0)
     return values
 
@@ -174,7 +181,7 @@ def bootstrap_interval(
     """Estimate how far a mean over queries could be off: a percentile bootstrap interval (Efron, 1979).
 
     The queries are drawn anew with replacement ``resamples`` times; the interval holds the middle ``confidence`` of
-    the means. To compare two systems on the same queries, pass the differences of their values.
+    the means. To compare two systems on the same queries, see ``significance.paired_significance``.
 
     Args:
         values: (Q,) one number a query, as :func:`ranking_values` and :func:`rank_values` give them; NaN (no relevant
@@ -235,6 +242,13 @@ def _earned_gains(ids: Sequence[Hashable], gains: Mapping[Hashable, float]) -> N
 def _reciprocal_rank(earned: NDArray[np.float64]) -> float:
     places = np.flatnonzero(earned)
     return 1.0 / (1 + int(places[0])) if len(places) else 0.0
+
+
+def _precisions(earned: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The precision down to each place that holds a relevant item, 0 at the others: (len(earned),)."""
+    found = earned > 0
+    precisions: NDArray[np.float64] = found * np.cumsum(found) / np.arange(1, len(found) + 1)
+    return precisions
 
 
 def _discounted(gains: NDArray[np.float64]) -> float:

@@ -178,6 +178,25 @@ class SearchableStore(VectorStore):
         hits = self._core.search_diverse(embedding, k, fetch_k=fetch_k, lambda_mult=lambda_mult, where=filter)
         return [as_document(hit) for hit in hits]
 
+    def keyword_search(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Where | None = None,  # noqa: A002
+    ) -> list[tuple[Document, float]]:
+        """Find the documents that share words, or pairs of characters, with the query; the embedding is not asked.
+
+        Args:
+            query: The query.
+            k: How many, 1 or more.
+            filter: As in ``similarity_search_with_score``.
+
+        Returns:
+            Documents with their BM25 scores, best first; only those that share something, so maybe none. See
+            ``FaissCore.keyword_search``; ``store.core.use_keywords(...)`` chooses how texts are split.
+        """
+        return [(as_document(hit), hit.score) for hit in self._core.keyword_search(check_query(query), k, where=filter)]
+
     def relevance(self, scores: npt.ArrayLike) -> Scores:
         """Turn scores into relevances in [0, 1], in the order of similarity.
 

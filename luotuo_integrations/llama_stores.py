@@ -168,7 +168,7 @@ class FaissVectorStore(BasePydanticVectorStore):
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Nodes by id, by filter, or those that fulfil both; without either all of them."""
-        return [_node(stored) for stored in self._stored(node_ids, filters)]
+        return [as_node(stored) for stored in self._stored(node_ids, filters)]
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find the nodes nearest to a query's vector.
@@ -211,7 +211,7 @@ class FaissVectorStore(BasePydanticVectorStore):
         if self._core.metric == "euclidean":  # LlamaIndex sorts and cuts by "higher is better"
             scores = relevance("euclidean", scores).tolist()
         return VectorStoreQueryResult(
-            nodes=[_node(hit) for hit in hits], similarities=scores, ids=[hit.id for hit in hits]
+            nodes=[as_node(hit) for hit in hits], similarities=scores, ids=[hit.id for hit in hits]
         )
 
     def _stored(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[StoredDocument]:
@@ -305,7 +305,8 @@ class FaissVectorStore(BasePydanticVectorStore):
         return cls.from_persist_path(str(Path(persist_dir) / f"{namespace}__vector_store"), embed_model, fs=fs)
 
 
-def _node(stored: Hit | StoredDocument) -> BaseNode:
+def as_node(stored: Hit | StoredDocument) -> BaseNode:
+    """A document of the store as a node."""
     if "_node_content" in stored.metadata:
         return metadata_dict_to_node(stored.metadata, text=stored.content)
     return TextNode(id_=stored.id, text=stored.content, metadata=stored.metadata)  # saved by the LangChain face

@@ -2,38 +2,27 @@
 
 import inspect
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel
-from transformers.utils import logging as transformers_logging
+from transformers import MODEL_MAPPING, AutoModel
 
 from luotuo_integrations.errors import ModelFormatError
 from luotuo_integrations.model_folder import (
-    PACKED_WEIGHTS,
     DenseSettings,
     ModelSettings,
-    read_object,
     read_settings,
     write_json,
     write_settings,
 )
 from luotuo_integrations.pooling import NEEDS_HIDDEN_STATES, POOLINGS, pool
-from luotuo_integrations.quantization import read_packed
+from luotuo_integrations.pretrained import load_weights, quiet, read_config
 from luotuo_integrations.registry import ModelCard
-
-# Fields of config.json that an older transformers carries along without obeying them.
-_DECISIVE_FIELDS = ("use_bidirectional_attention",)
-_GLM_ENCODER = "luotuo-glm-encoder"  # its module is imported when such a folder is loaded
-_LOADING = threading.Lock()
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "Identity": nn.Identity,
@@ -126,7 +115,7 @@ class EmbeddingModel(nn.Module):
             ModelFormatError: If the folder is incomplete, damaged, or needs code of its own.
         """
         settings = read_settings(folder, card)
-        with _quiet():
+        with quiet():
             backbone = _load_backbone(folder / settings.transformer, trust_remote_code)
             heads = [_load_head(folder, head) for head in settings.heads]
         model = cls(backbone, settings, heads).eval()
@@ -159,7 +148,7 @@ class EmbeddingModel(nn.Module):
         settings = replace(self.settings, transformer="", heads=[])
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             target = Path(temporary) / "model"
-            with _quiet():
+            with quiet():
                 self.backbone.save_pretrained(target)  # type: ignore[operator]
             if tokenizer is not None:
                 tokenizer.save_pretrained(target)
@@ -187,93 +176,14 @@ def put_in_place(written: Path, folder: Path) -> None:
 
 
 def _load_backbone(folder: Path, trust_remote_code: bool) -> nn.Module:
-    description = read_object(folder / "config.json")
-    if description.get("auto_map") and not trust_remote_code:
-        msg = (
-            f"{folder} wants to run Python code of its own. Read that code; then pass trust_remote_code=True, or "
-            "convert the weights once (for luotuo-bert: luotuo_integrations.luotuo_bert.convert_luotuo_bert)"
-        )
-        raise ModelFormatError(msg)
-    if description.get("model_type") == _GLM_ENCODER:
-        from luotuo_integrations.glm_encoder import register_glm_encoder
-
-        register_glm_encoder()
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        msg = (
-            f"{folder / 'config.json'} describes no model that this transformers knows ({error}). "
-            "Type: pip install --upgrade transformers, or download the folder again"
-        )
-        raise ModelFormatError(msg) from error
-    if getattr(config, "is_encoder_decoder", False):
-        msg = f"{folder} is a {config.model_type} with encoder and decoder; supported are models with one of them"
-        raise ModelFormatError(msg)
-    config_class: Any = type(config)
-    unknown = [name for name in _DECISIVE_FIELDS if description.get(name) and not hasattr(config_class(), name)]
-    if unknown:
-        msg = (
-            f"{folder / 'config.json'} asks for {unknown[0]}, which this transformers does not know for "
-            f"{config.model_type}: its vectors would be wrong. Type: pip install --upgrade transformers"
-        )
-        raise ModelFormatError(msg)
-    config.use_cache = False
+    config = read_config(folder, trust_remote_code)
     model_class = MODEL_MAPPING.get(type(config), AutoModel)
     options: dict[str, Any] = {}
     if not isinstance(model_class, type) or model_class is AutoModel:
         model_class, options = AutoModel, {"trust_remote_code": trust_remote_code}
     elif "add_pooling_layer" in inspect.signature(model_class).parameters:
         options["add_pooling_layer"] = False  # its weights are never used, and often missing
-    return _load_weights(folder, model_class, {"config": config, **options})
-
-
-def _load_weights(folder: Path, model_class: Any, options: dict[str, Any]) -> nn.Module:
-    packed = folder / PACKED_WEIGHTS
-    if packed.is_file():
-        options = {**options, "state_dict": read_packed(packed)}
-    elif not options.get("trust_remote_code") and not any(folder.glob("*.safetensors")):
-        msg = (
-            f"{folder} holds no *.safetensors weights. Copy or download the folder again; if it only has pickled "
-            "weights (pytorch_model.bin) that you trust, rewrite them once: "
-            "python -c \"from transformers import AutoModel; AutoModel.from_pretrained('DIR').save_pretrained('DIR')\""
-        )
-        raise ModelFormatError(msg)
-    try:
-        backbone, report = model_class.from_pretrained(
-            None if packed.is_file() else folder, output_loading_info=True, **options
-        )
-    except ModelFormatError:  # of a part that lies elsewhere, and says so
-        raise
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        msg = f"The weights in {folder} cannot be loaded ({error}). Copy or download the folder again"
-        raise ModelFormatError(msg) from error
-    # transformers fills what is missing with random numbers, and goes on.
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        msg = (
-            f"The weights in {folder} lack {len(missing)} tensors of the model in config.json, {missing[0]!r} among "
-            "them. Copy or download the folder again"
-        )
-        raise ModelFormatError(msg)
-    loaded: nn.Module = backbone
-    return loaded
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' progress bar and its table of weights that are left over: ours are checked by name."""
-    # One thread at a time: each would restore what the other had set, and transformers 4 itself, while it loads,
-    # changes how every module in the process is made.
-    with _LOADING:
-        verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            transformers_logging.set_verbosity(verbosity)
-            if bars:
-                transformers_logging.enable_progress_bar()
+    return load_weights(folder, model_class, {"config": config, **options})
 
 
 def _load_head(folder: Path, settings: DenseSettings) -> nn.Module:

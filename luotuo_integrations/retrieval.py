@@ -1,82 +1,24 @@
-r"""Keyword search in Chinese text: tokens, a BM25 index, and its LangChain retriever.
+"""Keyword search in Chinese text: a BM25 index, and its LangChain retriever."""
 
-Tokenizers that split at ``\w+`` take a whole Chinese clause for one word, so they match nothing but exact copies. Here
-both the documents and the query go through :func:`words` or :func:`character_bigrams`.
-"""
-
-import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import Self
 
-# Full-width ！ to ～ are the ASCII characters 0x21 to 0x7E moved up by 0xFEE0; the full-width space stands apart.
-_HALF_WIDTH = {code + 0xFEE0: code for code in range(0x21, 0x7F)} | {0x3000: 0x20}
-_HAN = "\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003347f"
-_HAN_OR_OTHER_RUN = re.compile(rf"(?P<han>[{_HAN}]+)|[^\W_{_HAN}]+")
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def words(text: str) -> list[str]:
-    """Split a text into words, for keyword search.
-
-    Full-width Latin letters, digits and punctuation become half-width and letters lower case, so that "ＧＬＭ" finds
-    "glm"; pieces without a letter, digit or Chinese character are dropped. Documents and queries must both pass here.
-
-    Args:
-        text: Any text; "" and blank text have no words.
-
-    Returns:
-        The words in their order, repetitions kept.
-    """
-    import rjieba  # here, because it loads its dictionary when imported
-
-    # The segmenter takes UTF-8, which has no lone surrogates.
-    pieces: list[str] = rjieba.cut(_LONE_SURROGATE.sub(" ", _fold(text)))
-    return [piece for piece in pieces if any(character.isalnum() for character in piece)]
-
-
-def character_bigrams(text: str) -> list[str]:
-    """Split a text into overlapping pairs of Chinese characters, for keyword search without a dictionary.
-
-    A run of Chinese characters gives its bigrams (a run of one character: that character), a run of other letters and
-    digits is one word. Letters are folded as in :func:`words`.
-
-    Args:
-        text: Any text; "" and blank text have no tokens.
-
-    Returns:
-        The tokens in their order, repetitions kept.
-    """
-    tokens: list[str] = []
-    for run in _HAN_OR_OTHER_RUN.finditer(_fold(text)):
-        characters = run.group()
-        if run["han"] is None or len(characters) == 1:
-            tokens.append(characters)
-        else:
-            tokens.extend(characters[i : i + 2] for i in range(len(characters) - 1))
-    return tokens
-
-
-def _fold(text: object) -> str:
-    if not isinstance(text, str):
-        msg = f"text is {type(text).__name__}: {text!r:.80}; it must be one string"
-        raise TypeError(msg)
-    return text.translate(_HALF_WIDTH).lower()
+from luotuo_integrations.chinese_tokens import KeywordTokenizer, TokenizerKind
+from luotuo_integrations.chinese_tokens import character_bigrams as character_bigrams
+from luotuo_integrations.chinese_tokens import words as words
+from luotuo_integrations.store import keyword_index
 
 
 class KeywordIndex:
-    """A BM25 index over tokenized texts, built once.
+    """A BM25 index over texts that are split into tokens already, built once; searched from any thread.
 
-    The score is Lucene's BM25 (Robertson and Zaragoza, 2009, without the constant factor k1 + 1 in the numerator):
-    ``sum over query tokens t of ln(1 + (N - n_t + 0.5) / (n_t + 0.5)) * f / (f + k1 * (1 - b + b * length / mean
-    length))`` where N is the number of texts, n_t of them hold t, and f is the count of t in the scored text. A token
-    that is twice in the query counts twice. Searching from several threads is safe.
+    See ``store.keyword_index`` for the score, and for the index that splits texts itself, grows, and has a file.
 
     Args:
         corpus: One list of tokens a text; lists may be empty.
@@ -89,25 +31,13 @@ class KeywordIndex:
     """
 
     def __init__(self, corpus: Sequence[Sequence[str]], *, k1: float = 1.5, b: float = 0.75) -> None:
-        if k1 < 0 or not 0 <= b <= 1:
-            msg = f"k1 must be at least 0 and b between 0 and 1, but k1={k1} and b={b}"
-            raise ValueError(msg)
         for position, tokens in enumerate(corpus):
             _check_tokens(tokens, f"corpus[{position}]")
-        self._size = len(corpus)
-        self._vocabulary: dict[str, int] = {}
-        token_ids = [[self._vocabulary.setdefault(t, len(self._vocabulary)) for t in tokens] for tokens in corpus]
-        # bm25s divides by the mean length: a corpus without a single token gets no index and finds nothing.
-        self._index: Any = None
-        if self._vocabulary:
-            import bm25s  # here, because it imports scipy and tqdm where they are installed
-
-            # Named backends: "auto" takes whatever numba or jax happens to be installed.
-            self._index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy", csc_backend="numpy")
-            self._index.index((token_ids, self._vocabulary), create_empty_token=False, show_progress=False)
+        self._index = keyword_index.KeywordIndex(k1=k1, b=b)
+        self._index.add_tokens(range(len(corpus)), corpus)
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._index)
 
     def search(self, query: Sequence[str], k: int) -> list[tuple[int, float]]:
         """Find the texts that share tokens with the query.
@@ -125,19 +55,8 @@ class KeywordIndex:
             ValueError: If k is below 1.
         """
         _check_tokens(query, "the query")
-        if k < 1:
-            msg = f"k must be at least 1, but is {k}"
-            raise ValueError(msg)
-        known = [self._vocabulary[token] for token in query if token in self._vocabulary]
-        if not known:
-            return []
-        scores = self._index.get_scores(known)  # (N,), 0 where no token matches
-        hits = np.flatnonzero(scores > 0)
-        if len(hits) > k:
-            # Everything that ties with the k-th best stays in, so that corpus order, not chance, decides between them.
-            hits = hits[scores[hits] >= np.partition(scores[hits], -k)[-k]]
-        order = np.argsort(-scores[hits], kind="stable")[:k]
-        return [(int(position), float(scores[position])) for position in hits[order]]
+        scores, positions = self._index.search_tokens(query, k)
+        return list(zip(positions.tolist(), scores.tolist(), strict=True))
 
 
 def _check_tokens(tokens: Sequence[str], what: str) -> None:
@@ -150,12 +69,13 @@ class BM25Retriever(BaseRetriever):
     """A LangChain retriever by keywords, for Chinese and mixed text.
 
     A query that shares no token with any document finds nothing: the list may be shorter than ``k``, or empty. The
-    index is built once, when the retriever is made. Found documents are copies; their metadata holds nothing new.
+    documents are split once, when the retriever is made. Found documents are copies; their metadata holds nothing new.
 
     Args:
         documents: What to search in.
         k: The most documents to return, from 1; ``retriever.invoke(query, k=10)`` sets it for one call.
-        tokenizer: ``"words"`` (dictionary words) or ``"bigrams"`` (pairs of characters: finds more, and more noise).
+        tokenizer: ``"bigrams"`` (pairs of characters) or ``"words"`` (dictionary words); see ``KeywordTokenizer``.
+        user_words: Words of one's own trade, which a dictionary may lack; see there.
 
     Example:
         >>> documents = [Document("试用期为三个月"), Document("报销需要发票")]
@@ -165,7 +85,9 @@ class BM25Retriever(BaseRetriever):
 
     documents: list[Document] = Field(repr=False)
     k: int = Field(default=4, ge=1)
-    tokenizer: Literal["words", "bigrams"] = "words"
+    tokenizer: TokenizerKind = "bigrams"
+    user_words: tuple[str, ...] = ()
+    _tokens: KeywordTokenizer = PrivateAttr()
     _index: KeywordIndex = PrivateAttr()
 
     model_config = ConfigDict(extra="forbid")
@@ -173,17 +95,20 @@ class BM25Retriever(BaseRetriever):
     def model_post_init(self, context: Any, /) -> None:
         """Build the index."""
         super().model_post_init(context)
+        self._tokens = KeywordTokenizer(self.tokenizer, self.user_words)
         self._index = KeywordIndex([self._tokens(document.page_content) for document in self.documents])
 
     @classmethod
     def from_documents(
-        cls, documents: Sequence[Document], *, k: int = 4, tokenizer: Literal["words", "bigrams"] = "words"
+        cls,
+        documents: Sequence[Document],
+        *,
+        k: int = 4,
+        tokenizer: TokenizerKind = "bigrams",
+        user_words: Sequence[str] = (),
     ) -> Self:
         """Make a retriever; the arguments are the class's."""
-        return cls(documents=list(documents), k=k, tokenizer=tokenizer)
-
-    def _tokens(self, text: str) -> list[str]:
-        return words(text) if self.tokenizer == "words" else character_bigrams(text)
+        return cls(documents=list(documents), k=k, tokenizer=tokenizer, user_words=tuple(user_words))
 
     def _get_relevant_documents(
         self,

@@ -24,13 +24,16 @@ class TextTokenizer:
     Args:
         folder: A model folder.
         lowercase: Lowercase texts first, whatever the tokenizer does of itself.
+        literal: Take what looks like a special token (``[SEP]``, ``<|im_end|>``) for the text that it is.
         trust_remote_code: Run Python code that lies in the folder.
 
     Raises:
         ModelFormatError: If the folder has no tokenizer that loads.
     """
 
-    def __init__(self, folder: Path, *, lowercase: bool = False, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, lowercase: bool = False, literal: bool = False, trust_remote_code: bool = False
+    ) -> None:
         from transformers import AutoTokenizer
 
         try:
@@ -42,11 +45,13 @@ class TextTokenizer:
         if not any((folder / name).is_file() for name in files):  # transformers makes an empty one, and goes on
             msg = f"{folder} holds no tokenizer ({' or '.join(sorted(files))}). Copy or download the folder again"
             raise ModelFormatError(msg)
-        self._lowercase = lowercase
+        self._lowercase, self._literal = lowercase, literal
         self._backend: Any = copy.deepcopy(getattr(self.tokenizer, "backend_tokenizer", None))
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
+            if literal:
+                self._backend.encode_special_tokens = True
         self.prefix, self.suffix = self._find_special_tokens()
         # Padding is masked wherever it stands, so that any id will do where the tokenizer names none.
         self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
@@ -82,7 +87,9 @@ class TextTokenizer:
             texts = [text.lower() for text in texts]
         if self._backend is None:  # a tokenizer without a Rust core, which takes a lone surrogate for a character
             texts = [_replace_lone_surrogates(text) for text in texts]
-            encoded = self.tokenizer(texts, add_special_tokens=special, padding=False, truncation=False)
+            encoded = self.tokenizer(
+                texts, add_special_tokens=special, padding=False, truncation=False, split_special_tokens=self._literal
+            )
             return [list(ids) for ids in encoded["input_ids"]]
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=special)]
 

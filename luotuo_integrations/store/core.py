@@ -12,11 +12,12 @@ from luotuo_integrations.store.files import Manifest, StoreFolder
 from luotuo_integrations.store.filters import Filter, Predicate
 from luotuo_integrations.store.index import VectorIndex
 from luotuo_integrations.store.index_kinds import IndexKind
+from luotuo_integrations.store.keyword_index import KeywordIndex
 from luotuo_integrations.store.reader import StoreReader
 from luotuo_integrations.store.table import DocumentTable, Rows
 from luotuo_integrations.store.vector_math import Matrix, Metric, as_matrix
 
-_INDEX, _DOCUMENTS = "index.faiss", "documents.sqlite"
+_INDEX, _DOCUMENTS, _KEYWORDS = "index.faiss", "documents.sqlite", "keywords.safetensors"
 
 
 class FaissCore(StoreReader):
@@ -119,15 +120,22 @@ class FaissCore(StoreReader):
             self._next_row += len(vectors)  # even if this fails: a row number is never used twice
             known = self._table.rows_of(batch.kept_ids) if len(index) else {}
             replaced = np.array(sorted(known.values()), dtype=np.int64)
+            keywords = self._keywords_to_change()
             try:
                 with self._table.transaction():
                     self._table.delete(replaced)
                     self._table.insert(rows, batch.kept_ids, batch.contents, batch.metadatas)
                     index.add(vectors, rows)
+                    if keywords is not None:
+                        keywords.add(rows, batch.contents)
             except BaseException:
                 index.discard(rows)
+                if keywords is not None:
+                    keywords.discard(rows)
                 raise
             index.discard(replaced)
+            if keywords is not None:
+                keywords.discard(replaced)
             self._index = index
 
     def train(self, vectors: Any) -> None:
@@ -170,9 +178,18 @@ class FaissCore(StoreReader):
 
     def _delete_rows(self, rows: Rows) -> int:
         if len(rows) and self._index is not None:
+            keywords = self._keywords_to_change()
             self._table.delete(rows)
             self._index.discard(rows)
+            if keywords is not None:
+                keywords.discard(rows)
         return len(rows)
+
+    def _keywords_to_change(self) -> KeywordIndex | None:
+        """The keyword index, read if it was left in its file: damage shows before anything is changed."""
+        if self._keywords is not None:
+            self._keywords.read()
+        return self._keywords
 
     def clear(self) -> None:
         """Delete everything. Dimension, metric and model stay; an index that was trained must be trained again."""
@@ -180,6 +197,8 @@ class FaissCore(StoreReader):
             if self._index is not None:
                 self._index = self._new_index(self._index.dimension)
             self._table = DocumentTable()
+            if self._keywords is not None:
+                self._keywords = KeywordIndex(self._keywords.tokenizer)
 
     def rebuild(self) -> None:
         """Build the faiss index anew, for an HNSW graph after many deletes or an IVF index that has grown.
@@ -213,6 +232,8 @@ class FaissCore(StoreReader):
             parts = {_DOCUMENTS: self._table.write}
             if self._index is not None:
                 parts[_INDEX] = self._index.write
+            if self._keywords is not None:
+                parts[_KEYWORDS] = self._keywords.save
             StoreFolder(folder).save(facts, parts)
 
     @classmethod
@@ -247,12 +268,30 @@ class FaissCore(StoreReader):
         rows = core._table.rows()
         path = manifest.path(_INDEX)
         if len(rows) != facts["count"] or (len(rows) and (rows[-1] >= core._next_row or path is None)):
-            msg = f"The files in {manifest.folder} do not belong together. Restore the folder, or build it again"
-            raise StoreCorruptError(msg)
+            raise _unlike(manifest)
         if core._index is not None and path is not None:
             core._index.read(path, rows, memory_map=memory_map)
+        core._keywords = _restored_keywords(manifest, len(rows), read=not memory_map)
         return core
 
     def _new_index(self, dimension: int) -> VectorIndex:
         kind = IndexKind(dimension, self._metric, self._factory)
         return VectorIndex(kind, search_effort=self._effort, device=self._device)
+
+
+def _restored_keywords(manifest: Manifest, count: int, *, read: bool) -> KeywordIndex | None:
+    """The keyword index of a store of ``count`` documents, if it has one; its texts are read at their first use."""
+    path = manifest.path(_KEYWORDS)
+    if path is None:
+        return None
+    keywords = KeywordIndex.load(path)
+    if len(keywords) != count:
+        raise _unlike(manifest)
+    if read:
+        keywords.read()
+    return keywords
+
+
+def _unlike(manifest: Manifest) -> StoreCorruptError:
+    msg = f"The files in {manifest.folder} do not belong together. Restore the folder, or build it again"
+    return StoreCorruptError(msg)

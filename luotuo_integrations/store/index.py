@@ -9,7 +9,7 @@ import numpy as np
 from luotuo_integrations._optional import require
 from luotuo_integrations.errors import StoreCorruptError
 from luotuo_integrations.store.gpu_copy import MOST_RESULTS, GpuCopy
-from luotuo_integrations.store.index_kinds import IndexKind, family_of, innermost, last_line, training_size
+from luotuo_integrations.store.index_kinds import Family, IndexKind, family_of, innermost, last_line, training_size
 from luotuo_integrations.store.table import Rows
 from luotuo_integrations.store.vector_math import Matrix, unit_rows
 
@@ -19,8 +19,9 @@ _EXACT_SHARE, _EXACT_ROWS = 0.1, 20_000
 # faiss' selection looks at every row of a Flat index, for each query: a few rows, or rows for many queries, are copied
 # out and compared instead.
 _COPIED_SHARE, _COPIED_QUERIES = 0.02, 16
-# Removed rows are only marked at first, because a Flat index moves its memory at each removal.
-_MARKED_SHARE = 0.125
+# Removed rows are only marked at first, because a Flat index moves its memory at each removal, and an HNSW graph
+# cannot lose any. A PQ index cannot pass over rows in a search, and its codes are soon moved.
+_MARKED_SHARE: dict[Family | None, float] = {"flat": 0.125, "pq": 0.0, "hnsw": 1.0}
 _TRAINING_ROWS_PER_CENTROID = 256  # faiss uses no more
 
 
@@ -47,7 +48,7 @@ class VectorIndex:
         self._index = kind.build()
         self._family = family_of(self._index)
         self._gpu = None if device == "cpu" else GpuCopy(device)
-        if self._gpu is not None and self._family == "hnsw":
+        if self._gpu is not None and self._family in ("hnsw", "pq"):
             msg = f"device={device!r} works with Flat and IVF indexes, not with index_factory={kind.factory!r}"
             raise ValueError(msg)
         self._marked: set[int] = set()  # removed, but still in the faiss index
@@ -104,7 +105,7 @@ class VectorIndex:
     def discard(self, rows: Rows) -> None:
         """Remove rows; those that are not held are no error.
 
-        A row is gone from every search at once. Its memory comes back later: for a Flat index when an eighth is
+        A row is gone from every search at once. Its memory comes back later: for a Flat or SQ index when an eighth is
         marked as removed, for an HNSW graph with ``rebuild``.
         """
         if len(rows) == 0:
@@ -117,7 +118,7 @@ class VectorIndex:
         held = self._held()
         places = np.minimum(np.searchsorted(held, rows), len(held) - 1)  # held rows are ascending here
         self._marked.update(rows[held[places] == rows].tolist() if len(held) else [])
-        if self._family == "flat" and len(self._marked) > _MARKED_SHARE * self._index.ntotal:
+        if len(self._marked) > _MARKED_SHARE[self._family] * self._index.ntotal:
             self._own()
             self._index.remove_ids(self._faiss.IDSelectorBatch(self._marked_rows()))
             self._marked.clear()
@@ -194,6 +195,8 @@ class VectorIndex:
         """Tell whether to compare with each allowed row instead of letting faiss select them."""
         if self._family == "hnsw":
             return len(allowed) <= max(_EXACT_ROWS, _EXACT_SHARE * len(self))
+        if self._family == "pq":
+            return True
         few = len(allowed) <= _COPIED_SHARE * len(self)
         return self._kind.factory == "Flat" and (few or queries >= _COPIED_QUERIES)
 

@@ -6,20 +6,21 @@ from typing import Any, Literal, NamedTuple
 from luotuo_integrations._optional import require
 from luotuo_integrations.store.vector_math import Metric
 
-Family = Literal["flat", "hnsw", "ivf"]
+Family = Literal["flat", "pq", "hnsw", "ivf"]
 
 _FAMILIES: dict[str, Family] = {
     "IndexFlat": "flat",
     "IndexFlatIP": "flat",
     "IndexFlatL2": "flat",
     "IndexScalarQuantizer": "flat",
+    "IndexPQ": "pq",
     "IndexHNSWFlat": "hnsw",
     "IndexHNSWSQ": "hnsw",
     "IndexIVFFlat": "ivf",
     "IndexIVFPQ": "ivf",
     "IndexIVFScalarQuantizer": "ivf",
 }
-_EXAMPLES = "'Flat' (exact), 'SQ8', 'HNSW32', 'IVF256,Flat', 'IVF256,PQ16', 'PCA64,IVF256,Flat'"
+_EXAMPLES = "'Flat' (exact), 'SQ8', 'PQ32', 'HNSW32', 'IVF256,Flat', 'IVF256,PQ16', 'PCA64,IVF256,Flat'"
 
 
 class IndexKind(NamedTuple):
@@ -54,6 +55,9 @@ class IndexKind(NamedTuple):
                 f"must be selected, removed and read back. Type for instance {_EXAMPLES}"
             )
             raise ValueError(msg)
+        if hasattr(innermost(index), "do_polysemous_training"):
+            # Seconds for each part of a PQ code, to order its values for a kind of search that a store never makes.
+            innermost(index).do_polysemous_training = False
         if family_of(index) != "ivf":
             return faiss.IndexIDMap2(index)
         # An IVF index keeps row numbers itself. Inside an IndexIDMap its rows get mixed up by the first removal,

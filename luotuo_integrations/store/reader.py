@@ -11,22 +11,28 @@ metric             score                                      better  relevance 
 =================  =========================================  ======  ===================================
 
 Relevance is always in the order of similarity. For cosine, the faces of the store take the relevance that was fitted
-for the model, where there is one.
+for the model, where there is one. Scores of a search by keywords are BM25's, above 0 and better when higher; see
+``store.keyword_index``.
 """
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from luotuo_integrations.chinese_tokens import KeywordTokenizer
 from luotuo_integrations.errors import StoreMismatchError
 from luotuo_integrations.store.batch import check_ids
 from luotuo_integrations.store.filters import Condition, Filter, Predicate, compile_filter
 from luotuo_integrations.store.index import VectorIndex
+from luotuo_integrations.store.keyword_index import DEFAULT_TOKENIZER, KeywordIndex
 from luotuo_integrations.store.locks import ReadWriteLock
 from luotuo_integrations.store.table import DocumentTable, Rows, StoredDocument
 from luotuo_integrations.store.vector_math import Matrix, Metric, as_matrix, check_metric, maximal_marginal_relevance
+
+_TEXTS_AT_A_TIME = 10_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class StoreReader:
         self._lock = ReadWriteLock()
         self._table = DocumentTable()
         self._index: VectorIndex | None = None  # None until the dimension is known
+        self._keywords: KeywordIndex | None = None  # None until keywords are asked for
+        self._building_keywords = threading.Lock()
 
     def __len__(self) -> int:
         with self._lock.read():
@@ -132,6 +140,43 @@ class StoreReader:
             documents = self._table.documents(rows[0][order])
             return [Hit(*documents[int(rows[0, place])], float(scores[0, place])) for place in order]
 
+    def keyword_search(
+        self, query: str, k: int = 4, *, where: Filter | Predicate | None = None, ids: Iterable[str] | None = None
+    ) -> list[Hit]:
+        """Find the documents that share words, or pairs of characters, with the query; no vector is needed.
+
+        The first search splits all documents, unless ``use_keywords`` or a file has brought a keyword index; from then
+        on changes keep the index up to date and ``save`` writes it.
+
+        Args:
+            query: Any text.
+            k: How many, 1 or more.
+            where: As for ``search``. It limits what is found and leaves the scores as they are.
+            ids: As for ``search``.
+
+        Returns:
+            Hits with their BM25 scores, best first; only documents that share something, so maybe none.
+
+        Raises:
+            StoreCorruptError: If the file of the keyword index is damaged.
+            TypeError: If the query is not a string.
+            ValueError: If k is less than 1.
+        """
+        k, limit = _checked_k(k), self._prepared(where)
+        with self._lock.read():
+            scores, rows = self._keyword_index().search(query, k, self._limited(limit, ids))
+            documents = self._table.documents(rows)
+            return [Hit(*documents[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+
+    def use_keywords(self, tokenizer: KeywordTokenizer = DEFAULT_TOKENIZER) -> None:
+        """Build the keyword index with this tokenizer now, unless that is the one it has.
+
+        Raises:
+            TypeError: If it is not a KeywordTokenizer.
+        """
+        with self._lock.read():
+            self._keyword_index(tokenizer)
+
     def get(self, ids: Iterable[str]) -> list[StoredDocument]:
         """Documents by id, in the order asked for; ids that are not there are left out."""
         wanted = check_ids(ids)
@@ -200,6 +245,22 @@ class StoreReader:
         if self._index is None:
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         return self._index.search(queries, k, allowed)
+
+    def _keyword_index(self, tokenizer: KeywordTokenizer | None = None) -> KeywordIndex:
+        """The keyword index, built if there is none, or none with this tokenizer; under the lock for reading.
+
+        Other readers go on meanwhile, but those that need the index too.
+        """
+        with self._building_keywords:
+            index = self._keywords
+            if index is None or (tokenizer is not None and tokenizer != index.tokenizer):
+                index = KeywordIndex(tokenizer or DEFAULT_TOKENIZER)
+                rows = self._table.rows()
+                for start in range(0, len(rows), _TEXTS_AT_A_TIME):
+                    contents = self._table.contents(rows[start : start + _TEXTS_AT_A_TIME])
+                    index.add(*zip(*contents, strict=True))
+                self._keywords = index
+            return index
 
     def _vectors(self, rows: Rows) -> Matrix:
         return np.zeros((0, 0), dtype=np.float32) if self._index is None else self._index.vectors(rows)

@@ -149,6 +149,11 @@ class DocumentTable:
         found = self._all(sql, _json_list(rows.tolist()))
         return {row: StoredDocument(id_, content, json.loads(text)) for row, id_, content, text in found}
 
+    def contents(self, rows: Rows) -> list[tuple[int, str]]:
+        """Row and text of each of the rows that is there, ascending."""
+        sql = "SELECT row, content FROM documents WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row"
+        return self._all(sql, _json_list(rows.tolist()))
+
     def metadata(self) -> list[tuple[int, dict[str, Any]]]:
         """Row and metadata of every document."""
         return [(row, json.loads(text)) for row, text in self._all("SELECT row, metadata FROM documents ORDER BY row")]

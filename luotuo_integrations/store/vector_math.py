@@ -118,13 +118,32 @@ def maximal_marginal_relevance(query: Matrix, candidates: Matrix, k: int, lambda
     Raises:
         ValueError: If ``lambda_mult`` is not in [0, 1].
     """
+    units = unit_rows(candidates)  # (N, D)
+    # Of no candidates, an empty store for instance, even the dimension may not be known.
+    nearness = units @ unit_rows(query[None, :])[0] if len(units) else np.zeros(0, dtype=np.float32)  # (N,)
+    return choose_diverse(nearness, units, k, lambda_mult)
+
+
+def choose_diverse(nearness: Matrix, units: Matrix, k: int, lambda_mult: float) -> list[int]:
+    """The choice of ``maximal_marginal_relevance``, for any measure of nearness.
+
+    Args:
+        nearness: float32 (N,), on the scale of cosines.
+        units: float32 (N, D), rows of length 1.
+        k: How many to choose; all of them if N is smaller.
+        lambda_mult: 1 looks at nearness only, 0 at diversity only.
+
+    Returns:
+        Positions, in the order in which they were chosen.
+
+    Raises:
+        ValueError: If ``lambda_mult`` is not in [0, 1].
+    """
     if not 0.0 <= lambda_mult <= 1.0:
         msg = f"lambda_mult={lambda_mult!r} must lie between 0 (diversity only) and 1 (nearness only)"
         raise ValueError(msg)
-    if len(candidates) == 0:
+    if len(units) == 0:
         return []
-    units = unit_rows(candidates)  # (N, D)
-    nearness = units @ unit_rows(query[None, :])[0]  # (N,)
     redundancy = np.full(len(units), -np.inf, dtype=np.float32)  # nearness to the nearest one chosen
     chosen = [int(np.argmax(nearness))]
     while len(chosen) < min(k, len(units)):

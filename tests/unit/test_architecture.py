@@ -161,8 +161,10 @@ def below_embeddings() -> set[str]:
 
 def framework_free() -> list[str]:
     packaged = {name for name in MODULES if name.split(".")[0] in {"store", "parsing", "training"}}
-    measures = {"evaluation", "similarity_metrics"}
-    return sorted(below_embeddings() | packaged | ANYBODY | measures | {"luotuo_bert", "causal_model"})
+    measures = {"evaluation", "significance", "similarity_metrics"}
+    judging = {"rerank_prompts", "rerank_models", "cross_encoder", "rerank_settings"}
+    others = {"luotuo_bert", "causal_model", "chinese_tokens", "snippets"}
+    return sorted(below_embeddings() | packaged | ANYBODY | measures | judging | others)
 
 
 def test_the_encoder_and_its_kin_lie_below_the_embeddings() -> None:

@@ -209,9 +209,13 @@ def test_measurement_orders_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     linear.register_forward_hook(lambda *_: clock.__setitem__(0, clock[0] + 9.0))
     monkeypatch.setattr(cpu_engine, "PackedLinear", Counted)
     monkeypatch.setattr(cpu_engine.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cpu_engine, "_measured", {})
     assert cpu_engine._faster_dtypes(linear, set(BOTH)) == [torch.bfloat16, torch.float32]
     cost[torch.bfloat16] = 8.9  # hardly faster: not worth another type
-    assert cpu_engine._faster_dtypes(linear, set(BOTH)) == [torch.float32]
+    assert cpu_engine._measure(linear, set(BOTH)) == [torch.float32]
+    # Another model of the process runs as the first does.
+    assert cpu_engine._faster_dtypes(nn.Linear(64, 64), set(BOTH)) == [torch.bfloat16, torch.float32]
+    assert cpu_engine._faster_dtypes(linear, {torch.float32}) == [torch.float32]
 
 
 # -- attention --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytrec_eval
 
 from luotuo_integrations import evaluation
 from luotuo_integrations.evaluation import (
@@ -37,6 +38,16 @@ def naive_reciprocal_rank(ranked: list, gains: dict, k: int) -> float:
     return 0.0
 
 
+def naive_average_precision(ranked: list, gains: dict, k: int) -> float:
+    wanted = [item for item, gain in gains.items() if gain > 0]
+    total = 0.0
+    for item in wanted:
+        if item in ranked[:k]:
+            rank = ranked.index(item) + 1
+            total += sum(other in ranked[:rank] for other in wanted) / rank
+    return total / len(wanted)
+
+
 def naive_ndcg(ranked: list, gains: dict, k: int) -> float:
     earned, paid = 0.0, []
     for place, item in enumerate(ranked[:k], start=1):
@@ -49,7 +60,10 @@ def naive_ndcg(ranked: list, gains: dict, k: int) -> float:
     return earned / best
 
 
-NAIVE = {"recall": naive_recall, "mrr": naive_reciprocal_rank, "ndcg": naive_ndcg}
+NAIVE = {"recall": naive_recall, "mrr": naive_reciprocal_rank, "map": naive_average_precision, "ndcg": naive_ndcg}
+
+
+TREC_EVAL = {"recall": "recall", "map": "map_cut", "ndcg": "ndcg_cut"}
 
 
 def naive_rank(scores: list[float], positives: set[int], ties: str) -> float:
@@ -86,7 +100,7 @@ def test_ranked_lists_equal_the_naive_loops(graded: bool) -> None:
     cutoffs = (1, 2, 3, 5, 10, 100)
     values = ranking_values(ranked, relevant, cutoffs=cutoffs)
     metrics = ranking_metrics(ranked, relevant, cutoffs=cutoffs)
-    assert len(values) == 3 * len(cutoffs)
+    assert len(values) == 4 * len(cutoffs)
     for name, naive in NAIVE.items():
         for k in cutoffs:
             expected = [naive(items, gains, k) for items, gains in cases]
@@ -101,19 +115,22 @@ def test_a_case_by_hand() -> None:
     assert metrics["recall@1"] == pytest.approx((0 + 1 / 2) / 2)
     assert metrics["recall@3"] == 1.0
     assert metrics["mrr@3"] == pytest.approx((1 / 2 + 1) / 2)
+    assert metrics["map@1"] == pytest.approx((0 + 1 / 2) / 2)  # over both relevant ids, of which one has room
+    assert metrics["map@3"] == pytest.approx((1 / 2 + (1 + 2 / 3) / 2) / 2)
     ideal, earned = 3 / math.log2(2) + 1 / math.log2(3), 3 / math.log2(2) + 1 / math.log2(4)
     assert metrics["ndcg@3"] == pytest.approx((1 / math.log2(3) + earned / ideal) / 2)
 
 
 def test_the_best_order_scores_one_and_an_empty_list_zero() -> None:
     best = ranking_metrics([["甲", "乙", "丙"]], [{"甲": 3, "乙": 2, "丙": 1}], cutoffs=[3])
-    assert best == {"recall@3": 1.0, "mrr@3": 1.0, "ndcg@3": 1.0}
+    assert best == {"recall@3": 1.0, "mrr@3": 1.0, "map@3": 1.0, "ndcg@3": 1.0}
     assert set(ranking_metrics([[]], [["甲"]]).values()) == {0.0}
 
 
 def test_a_repeated_id_earns_once_and_keeps_its_place() -> None:
     metrics = ranking_metrics([["甲", "甲", "乙"]], [["甲", "乙"]], cutoffs=[2, 3])
     assert metrics["recall@2"] == 0.5
+    assert metrics["map@3"] == pytest.approx((1 + 2 / 3) / 2)
     assert metrics["ndcg@3"] == pytest.approx((1 + 1 / math.log2(4)) / (1 + 1 / math.log2(3)))
 
 
@@ -121,7 +138,9 @@ def test_a_query_without_relevant_ids_is_left_out() -> None:
     ranked, relevant = [["甲"], ["甲"], ["甲"]], [["甲"], [], {"乙": 0}]
     values = ranking_values(ranked, relevant, cutoffs=[1])
     assert np.isnan(values["ndcg@1"]).tolist() == [False, True, True]
-    assert ranking_metrics(ranked, relevant, cutoffs=[1]) == {"recall@1": 1.0, "mrr@1": 1.0, "ndcg@1": 1.0}
+    assert ranking_metrics(ranked, relevant, cutoffs=[1]) == dict.fromkeys(
+        ["recall@1", "mrr@1", "map@1", "ndcg@1"], 1.0
+    )
     with pytest.raises(ValueError, match="none of the 2 queries has a relevant id"):
         ranking_metrics(ranked[1:], relevant[1:])
     with pytest.raises(ValueError, match="none of the 0 queries"):
@@ -150,6 +169,31 @@ def test_bad_cutoffs(cutoffs: list[int]) -> None:
         ranking_metrics([["甲"]], [["甲"]], cutoffs=cutoffs)
     with pytest.raises(ValueError, match="cutoffs must be whole numbers from 1 on"):
         rank_metrics([1], cutoffs=cutoffs)
+
+
+def test_each_query_has_the_numbers_of_trec_eval() -> None:
+    generator = np.random.default_rng(11)
+    items = [f"文{number:02d}" for number in range(30)]
+    judged: dict[str, dict[str, int]] = {}
+    runs: dict[str, dict[str, float]] = {}
+    for query in range(200):
+        grades = generator.integers(0, 4, size=generator.integers(1, 25))
+        grades[0] = max(grades[0], 1)  # trec_eval gives 0 to a query without a relevant id, which we leave out
+        chosen = generator.permutation(items)[: len(grades)]
+        judged[f"q{query}"] = dict(zip(chosen.tolist(), grades.tolist(), strict=True))
+        found = generator.permutation(items)[: generator.integers(1, 25)].tolist()
+        runs[f"q{query}"] = {item: float(generator.integers(0, 8)) for item in found}  # few scores: many ties
+    # trec_eval orders equal scores by id, the last one first.
+    ranked = [sorted(run, key=lambda item: (run[item], item), reverse=True) for run in runs.values()]
+    cutoffs = (1, 3, 5, 10, 100)
+    measures = {f"{name}.{','.join(map(str, cutoffs))}" for name in TREC_EVAL.values()} | {"recip_rank"}
+    theirs = pytrec_eval.RelevanceEvaluator(judged, measures).evaluate(runs)
+    ours = ranking_values(ranked, list(judged.values()), cutoffs=cutoffs)
+    names = {f"{our}@{k}": f"{their}_{k}" for our, their in TREC_EVAL.items() for k in cutoffs}
+    for our_name, their_name in {**names, "mrr@100": "recip_rank"}.items():
+        expected = [theirs[query][their_name] for query in judged]
+        assert np.ptp(expected) > 0
+        np.testing.assert_allclose(ours[our_name], expected, atol=1e-6, err_msg=our_name)
 
 
 # Score matrices
@@ -199,6 +243,7 @@ def test_rank_metrics_by_hand() -> None:
     assert metrics["recall@2"] == 0.5
     assert metrics["mrr@2"] == pytest.approx((1 + 1 / 1.5) / 4)
     assert metrics["ndcg@2"] == pytest.approx((1 + 1 / math.log2(2.5)) / 4)
+    assert metrics["map@2"] == metrics["mrr@2"]
     assert rank_values([2.0], cutoffs=[10])["mrr@10"].tolist() == [0.5]
 
 

@@ -11,6 +11,7 @@ import pytest
 from llama_index.core import Settings
 
 from tests.openai_stub import OpenAIStubServer
+from tests.tiny_rerankers import save_bert
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -133,3 +134,24 @@ def test_finetune(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     before, after = (float(one) for one in re.search(r"mrr@10：微调前 ([\d.]+)，微调后 ([\d.]+)", out).groups())
     assert after >= before
     assert "向量 384 维" in out
+
+
+def test_rerank(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = printed("rerank", capsys, str(save_bert(tmp_path / "重排模型")), "出差住宿标准是多少？")
+    assert out.startswith("问：出差住宿标准是多少？")
+    before, after = out.split("重排之后，只留三条：")
+    found = re.findall(r"^  \d+\. (.+)……$", before, re.MULTILINE)
+    kept = re.findall(r"^  \d+\. (0\.\d{3})  (.+)……$", after, re.MULTILINE)
+    assert (len(found), len(kept)) == (10, 3)
+    assert {text for _, text in kept} <= set(found)
+    assert [score for score, _ in kept] == sorted((score for score, _ in kept), reverse=True)
+
+
+def test_hybrid(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed("hybrid", capsys)
+    assert out.count("问：") == 2
+    code, paraphrase = out.split("问：")[1:]
+    assert re.search(r"关键词 +.*XK-2093", code)
+    assert re.search(r"混合 +.*XK-2093", code)
+    assert re.search(r"关键词 +（没有找到）", paraphrase)
+    assert re.search(r"混合 +.*信息安全部", paraphrase)

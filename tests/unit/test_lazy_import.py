@@ -55,6 +55,17 @@ def test_the_package_brings_nothing() -> None:
             "pickle.loads(pickle.dumps(copy.deepcopy(one))); one.dimension",
             {"torch", "transformers", "tokenizers", "huggingface_hub", "faiss", "chromadb", "sentence_transformers"},
         ),
+        ("import luotuo_integrations.cross_encoder", {"langchain_core", "llama_index", "sentence_transformers"}),
+        # Of rerankers, too, only using one loads the model.
+        (
+            "import copy, pickle; from luotuo_integrations import LuotuoReranker; one = LuotuoReranker(model='x'); "
+            "pickle.loads(pickle.dumps(copy.deepcopy(one)))",
+            {"torch", "transformers", "tokenizers", "llama_index", "sentence_transformers"},
+        ),
+        (
+            "from luotuo_integrations import LuotuoRerank; LuotuoRerank(model='x')",
+            {"torch", "transformers", "langchain_core", "sentence_transformers"},
+        ),
         ("import luotuo_integrations.evaluation", {"torch", "transformers", "langchain_core", "llama_index"}),
     ],
 )

@@ -272,7 +272,7 @@ def test_a_transformers_that_does_not_know_a_decisive_field_is_refused(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Transformers 4.51 reads EmbeddingGemma's use_bidirectional_attention, and computes in one direction."""
-    monkeypatch.setattr("luotuo_integrations.modeling._DECISIVE_FIELDS", ("a_field_of_next_year",))
+    monkeypatch.setattr("luotuo_integrations.pretrained._DECISIVE_FIELDS", ("a_field_of_next_year",))
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"a_field_of_next_year": True}))
     with pytest.raises(ModelFormatError, match=r"a_field_of_next_year.*bert.*pip install --upgrade transformers"):

@@ -1,16 +1,14 @@
-"""Chinese tokens, the BM25 index against a naive loop, and the retriever's edges."""
+"""The BM25 index against a naive loop, and the retriever's edges."""
 
 import math
 import random
-import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from langchain_core.documents import Document
 
-from luotuo_integrations.retrieval import BM25Retriever, KeywordIndex, character_bigrams, words
+from luotuo_integrations.retrieval import BM25Retriever, KeywordIndex, words
 
 HANDBOOK = [
     "新员工的试用期为三个月，试用期内可以请病假。",
@@ -19,48 +17,6 @@ HANDBOOK = [
     "报销单须附发票原件，三十天内交到财务部。",
     "骆驼Luotuo-6B模型的ＡＰＩ地址是内网专用的。",
 ]
-
-
-# Tokens
-
-
-def test_words_follow_the_dictionary_and_drop_punctuation() -> None:
-    assert words("试用期可以请病假吗？") == ["试用期", "可以", "请", "病假", "吗"]
-    assert words(" \n，。！——… ") == []
-    assert words("") == []
-
-
-@pytest.mark.parametrize("tokenize", [words, character_bigrams])
-@pytest.mark.parametrize(
-    ("given", "same_as"),
-    [("ＡＰＩ", "api"), ("２０２４年", "2024年"), ("ChatGLM", "CHATGLM"), ("Ｖ２．０", "v2.0"), ("请　假", "请 假")],
-)
-def test_both_sides_are_folded_alike(tokenize, given: str, same_as: str) -> None:
-    assert tokenize(given) == tokenize(same_as)
-    assert tokenize(given) != []
-
-
-def test_words_keep_model_names_and_numbers_whole() -> None:
-    assert words("ChatGLM-6B要3.5亿元") == ["chatglm-6b", "要", "3.5", "亿元"]
-
-
-def test_words_take_a_lone_surrogate_for_a_space() -> None:
-    assert words("试用期\ud800病假") == ["试用期", "病假"]
-
-
-def test_bigrams() -> None:
-    assert character_bigrams("试用期三个月") == ["试用", "用期", "期三", "三个", "个月"]
-    assert character_bigrams("茶，咖啡") == ["茶", "咖啡"]
-    assert character_bigrams("用GPU训练2天") == ["用", "gpu", "训练", "2", "天"]
-    assert character_bigrams("𠮷野家〇二") == ["𠮷野", "野家", "家〇", "〇二"]
-    assert character_bigrams("naïve_café") == ["naïve", "café"]
-    assert character_bigrams("……　\t") == []
-
-
-def test_importing_the_file_loads_no_dictionary() -> None:
-    code = "import sys, luotuo_integrations.retrieval as r; print(sorted({'rjieba', 'bm25s'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
 
 
 # The index
@@ -159,6 +115,16 @@ def test_retriever_finds_the_section(tokenizer) -> None:
     assert retriever.invoke("api")[0].page_content == HANDBOOK[4]
     assert retriever.invoke("🙂？！") == []
     assert retriever.invoke("") == []
+
+
+@pytest.mark.parametrize("tokenizer", ["words", "bigrams"])
+def test_retriever_reads_both_scripts_and_the_words_of_a_trade(tokenizer) -> None:
+    documents = [Document(text) for text in [*HANDBOOK, "灵犀三号驼峰井的产量", "灵犀井和三号驼峰"]]
+    retriever = BM25Retriever.from_documents(documents, tokenizer=tokenizer, user_words=["灵犀三号"])
+    assert retriever.invoke("靈犀三號")[0].page_content == documents[5].page_content
+    assert retriever.invoke("試用期請病假")[0].page_content == HANDBOOK[0]
+    with pytest.raises(ValueError, match="blank word"):
+        BM25Retriever.from_documents(documents, user_words=[" "])
 
 
 def test_k_larger_than_the_documents() -> None:

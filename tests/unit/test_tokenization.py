@@ -65,6 +65,16 @@ def test_texts_are_lowercased_where_the_folder_asks_for_it(tmp_path: Path) -> No
     assert lower.encode(["ABC"]) == plain.encode(["abc"]) != plain.encode(["ABC"])
 
 
+def test_special_tokens_may_be_taken_literally(tmp_path: Path) -> None:
+    make_tokenizer("bert").save_pretrained(tmp_path)
+    mark = "[SEP]"
+    special = TextTokenizer(tmp_path).encode([mark])[0]
+    literal = TextTokenizer(tmp_path, literal=True)
+    assert len(special) == 1
+    assert literal.encode([mark])[0] == [id_ for letter in mark for id_ in literal.encode([letter])[0]]
+    assert literal.suffix == special  # around a text it is meant
+
+
 def test_truncation_and_padding_of_the_shared_tokenizer_change_nothing(bundled: TextTokenizer) -> None:
     before = bundled.encode(TEXTS)
     bundled.tokenizer(TEXTS, padding=True, truncation=True, max_length=4)
@@ -138,6 +148,7 @@ def test_a_tokenizer_without_a_rust_core_works(tmp_path: Path) -> None:
     assert type(tokenizer.tokenizer) is SlowTokenizer
     assert tokenizer.encode(["ab", "c\ud800", ""]) == [[97, 98], [99, 0xFFFD], []]
     assert tokenizer.add_special([97, 98, 99], 4) == [2, 97, 98, 3]
+    assert TextTokenizer(tmp_path, literal=True).encode(["ab", "c\ud800"]) == [[97, 98], [99, 0xFFFD]]
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", '{"version": "1.0", "model": {"type": "WordPiece"}}', "[]"])

@@ -9,13 +9,13 @@ import pytest
 
 from luotuo_integrations.errors import StoreCorruptError
 from luotuo_integrations.store.index import VectorIndex
-from luotuo_integrations.store.index_kinds import IndexKind
+from luotuo_integrations.store.index_kinds import IndexKind, innermost
 from luotuo_integrations.store.vector_math import METRICS, Metric
 
 faiss = pytest.importorskip("faiss")
 
 EXACT = ["Flat", "HNSW16", "IVF4,Flat"]
-APPROXIMATE = ["SQ8", "IVF4,PQ4x4", "IVF4,SQ8", "PCA8,IVF4,Flat", "PCA8,Flat", "HNSW16_SQ8"]
+APPROXIMATE = ["SQ8", "PQ4x4", "PCA8,PQ4x4", "IVF4,PQ4x4", "IVF4,SQ8", "PCA8,IVF4,Flat", "PCA8,Flat", "HNSW16_SQ8"]
 DIMENSION = 16
 
 
@@ -64,6 +64,27 @@ def test_a_filtered_search_misses_nothing_whatever_the_effort(factory: str, metr
     _, rows = index.search(some_vectors(5, seed=1), 100, allowed)
     _, expected = brute_force(some_vectors(5, seed=1), some_vectors(300)[allowed - 10], allowed, 100, metric)
     assert rows.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("factory", ["PQ4x4", "OPQ4,PQ4x4"])
+def test_a_pq_index_finds_the_nearest_of_the_vectors_it_kept_with_and_without_a_filter(
+    factory: str, metric: Metric
+) -> None:
+    index = filled(factory, metric)
+    kept = index.vectors(np.arange(10, 310))
+    assert not np.allclose(kept, some_vectors(300), atol=0.05)  # approximate indeed
+    queries = some_vectors(20, seed=1)
+    if metric == "cosine":
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    # A vector of length 1 is no longer quite so long as it was kept.
+    compared: Metric = "inner_product" if metric == "cosine" else metric
+    for allowed in (None, np.arange(10, 310, 7)):
+        rows = np.arange(10, 310) if allowed is None else allowed
+        scores, found = index.search(queries, 9, allowed)
+        expected, _ = brute_force(queries, kept[rows - 10], rows, 9, compared)
+        assert np.allclose(scores, np.clip(expected, -1, 1) if metric == "cosine" else expected, atol=1e-4)
+        assert np.isin(found, rows).all()
 
 
 @pytest.mark.parametrize("factory", [*EXACT, *APPROXIMATE])
@@ -135,10 +156,21 @@ def test_training_says_what_it_needs_and_leaves_no_trace() -> None:
         VectorIndex(IndexKind(DIMENSION, "cosine", "IVF4,PQ4")).add(some_vectors(100), np.arange(100))
 
 
-@pytest.mark.parametrize("factory", ["PQ4", "Flat,RFlat", "HNSW16_PQ4", "IDMap2,Flat", "IVF4,PQ4x4fs"])
+@pytest.mark.parametrize("factory", ["PQ4x4fs", "Flat,RFlat", "HNSW16_PQ4", "IDMap2,Flat", "IVF4,PQ4x4fs"])
 def test_kinds_that_cannot_select_or_remove_rows_are_refused(factory: str) -> None:
     with pytest.raises(ValueError, match=r"cannot use.*'IVF256,Flat'"):
         VectorIndex(IndexKind(DIMENSION, "cosine", factory))
+
+
+def test_lsh_is_refused_as_it_knows_distances_of_bits_only() -> None:
+    with pytest.raises(ValueError, match="makes a IndexLSH, which a store cannot use"):
+        VectorIndex(IndexKind(DIMENSION, "euclidean", "LSH"))
+
+
+@pytest.mark.parametrize("factory", ["PQ4x4", "OPQ4,PQ4x4", "IVF4,PQ4x4"])
+def test_codes_are_not_put_in_an_order_that_no_search_uses(factory: str) -> None:
+    index = IndexKind(DIMENSION, "cosine", factory).build()
+    assert innermost(index).do_polysemous_training is False
 
 
 def test_a_factory_string_that_faiss_does_not_know_is_refused() -> None:
@@ -233,8 +265,9 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, gpu
         VectorIndex(kind, device="cuda:1")
     with pytest.raises(ValueError, match="'cpu', 'cuda'"):
         VectorIndex(kind, device="gpu")
-    with pytest.raises(ValueError, match="Flat and IVF"):
-        VectorIndex(IndexKind(DIMENSION, "cosine", "HNSW16"), device="cuda")
+    for factory in ("HNSW16", "PQ4x4"):
+        with pytest.raises(ValueError, match="Flat and IVF"):
+            VectorIndex(IndexKind(DIMENSION, "cosine", factory), device="cuda")
     monkeypatch.delattr(faiss, "StandardGpuResources")
     with pytest.raises(ValueError, match=r"luotuo-integrations\[faiss-gpu\]"):
         VectorIndex(kind, device="cuda")

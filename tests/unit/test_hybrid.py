@@ -1,0 +1,187 @@
+"""Vectors and keywords together: the search itself, and its LangChain and LlamaIndex faces."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from langchain_core.documents import BaseDocumentCompressor, Document
+from llama_index.core.schema import QueryBundle, TextNode
+from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
+
+from luotuo_integrations import FAISS, FaissVectorStore, LuotuoEmbeddings
+from luotuo_integrations.fusion import fuse
+from luotuo_integrations.hybrid_retriever import HybridRetriever
+from luotuo_integrations.hybrid_search import HybridSettings, hybrid_search
+from luotuo_integrations.llama_hybrid import HybridNodeRetriever
+from luotuo_integrations.store.core import FaissCore
+
+TEXTS = [
+    "型号 XK-2093 的打印机卡纸时，先打开后盖。",
+    "打印机没有墨了，请联系行政部更换。",
+    "试用期员工可以请年假，一年五天。",
+    "出差住宿标准为每晚不超过四百五十元。",
+    "丢失电脑要在两小时内上报信息安全部。",
+    "报销单据须在一个月内提交。",
+]
+PAGES = [{"页": number} for number in range(len(TEXTS))]
+
+
+@pytest.fixture(scope="module")
+def embeddings() -> LuotuoEmbeddings:
+    return LuotuoEmbeddings("luotuo-tiny", device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def store(embeddings: LuotuoEmbeddings) -> FAISS:
+    return FAISS.from_texts(TEXTS, embeddings, PAGES, ids=[f"第{number}段" for number in range(len(TEXTS))])
+
+
+@pytest.mark.parametrize("method", ["weighted", "reciprocal_rank"])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_ranking_is_the_fusion_of_both(embeddings: LuotuoEmbeddings, method: Any, metric: Any) -> None:
+    store = FAISS.from_texts(TEXTS, embeddings, PAGES, metric=metric)
+    query, weights = "打印机 XK-2093 怎么办", (0.7, 0.3)
+    vector = embeddings.encode([query], "query")[0]
+    near = store.core.search(vector[None], len(TEXTS))[0]
+    matching = store.core.keyword_search(query, len(TEXTS))
+    sign = -1 if metric == "euclidean" else 1
+    expected = fuse(
+        [{hit.id: sign * hit.score for hit in near}, {hit.id: hit.score for hit in matching}], weights, method=method
+    )
+    found = hybrid_search(store.core, vector, query, 3, settings=HybridSettings(weights, method))
+    assert [(hit.id, hit.score) for hit in found] == [(key, pytest.approx(score)) for key, score in expected[:3]]
+    by_id = {hit.id: hit for hit in near}
+    assert [(hit.content, hit.metadata) for hit in found] == [
+        (by_id[hit.id].content, by_id[hit.id].metadata) for hit in found
+    ]
+
+
+def test_a_code_is_found_by_its_characters_and_a_paraphrase_by_its_meaning(store: FAISS) -> None:
+    retriever = HybridRetriever.from_store(store, k=1)
+    assert retriever.invoke("XK-2093")[0].page_content == TEXTS[0]
+    assert retriever.invoke("笔记本被偷了该怎么办")[0].page_content == TEXTS[4]
+
+
+def test_weights_of_one_side_alone_give_its_order(store: FAISS) -> None:
+    query = "打印机卡纸"
+    by_vector = [document.page_content for document in store.similarity_search(query, 6)]
+    by_words = [document.page_content for document, _ in store.keyword_search(query, 6)]
+    assert [
+        one.page_content for one in HybridRetriever.from_store(store, k=6, weights=(1, 0)).invoke(query)
+    ] == by_vector
+    found = [one.page_content for one in HybridRetriever.from_store(store, k=6, weights=(0, 1)).invoke(query)]
+    assert found[: len(by_words) - 1] == by_words[:-1]  # the lowest match has score 0, as all that match nothing
+
+
+def test_a_filter_limits_both_sides(store: FAISS) -> None:
+    retriever = HybridRetriever.from_store(store, k=6, filter={"页": {"$gte": 2}})
+    found = retriever.invoke("打印机 XK-2093")
+    assert {document.metadata["页"] for document in found} == {2, 3, 4, 5}
+
+
+def test_diversity_after_the_fusion(store: FAISS) -> None:
+    store.add_texts([TEXTS[0]], [{"页": 99}], ids=["重复"])
+    query = "型号 XK-2093 的打印机卡纸"
+    plain = [one.metadata["页"] for one in HybridRetriever.from_store(store, k=2).invoke(query)]
+    assert set(plain) == {0, 99}
+    diverse = [one.metadata["页"] for one in HybridRetriever.from_store(store, k=2, lambda_mult=0.3).invoke(query)]
+    assert diverse[0] in {0, 99}
+    assert diverse[1] not in {0, 99}
+    alike = [one.metadata["页"] for one in HybridRetriever.from_store(store, k=2, lambda_mult=1).invoke(query)]
+    assert set(alike) == {0, 99}
+
+
+def test_changes_and_files_keep_both_sides(store: FAISS, tmp_path: Path, embeddings: LuotuoEmbeddings) -> None:
+    retriever = HybridRetriever.from_store(store, k=1)
+    assert retriever.invoke("ZQ-7")[0].page_content != "备用电池的编号是 ZQ-7。"
+    store.add_texts(["备用电池的编号是 ZQ-7。"], ids=["电池"])
+    assert retriever.invoke("ZQ-7")[0].id == "电池"
+    store.save_local(str(tmp_path / "库"))
+    again = FAISS.load_local(str(tmp_path / "库"), embeddings)
+    assert HybridRetriever.from_store(again, k=1).invoke("ZQ-7")[0].id == "电池"
+    store.delete(["电池"])
+    assert retriever.invoke("ZQ-7")[0].id != "电池"
+
+
+class Backwards(BaseDocumentCompressor):
+    """The other way round, so that a test sees who was asked."""
+
+    def compress_documents(self, documents: Any, query: str, callbacks: Any = None) -> list[Document]:
+        return list(documents)[::-1]
+
+
+async def test_a_reranker_has_the_last_word(store: FAISS) -> None:
+    plain = HybridRetriever.from_store(store, k=5).invoke("打印机卡纸")
+    retriever = HybridRetriever.from_store(store, k=2, rerank=Backwards(), rerank_k=5)
+    expected = [document.id for document in plain[::-1][:2]]
+    assert [document.id for document in retriever.invoke("打印机卡纸")] == expected
+    assert [document.id for document in await retriever.ainvoke("打印机卡纸")] == expected
+
+
+async def test_the_asynchronous_road_finds_the_same(store: FAISS) -> None:
+    retriever = HybridRetriever.from_store(store)
+    assert await retriever.ainvoke("住宿标准", k=2) == retriever.invoke("住宿标准", k=2)
+    scores = [score for _, score in retriever.search_with_score("住宿标准")]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) == 4
+
+
+def test_an_empty_store_finds_nothing(embeddings: LuotuoEmbeddings) -> None:
+    retriever = HybridRetriever.from_store(FAISS.from_texts([], embeddings))
+    assert retriever.invoke("年假") == []
+
+
+def test_bad_input_is_refused(store: FAISS) -> None:
+    with pytest.raises(TypeError, match="store is str; give a FAISS store"):
+        HybridRetriever.from_store("库")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not all 0"):
+        HybridRetriever.from_store(store, weights=(0, 0))
+    with pytest.raises(ValueError, match="lambda_mult=2"):
+        HybridRetriever.from_store(store, lambda_mult=2)
+    with pytest.raises(ValueError, match="fetch_k=0"):
+        HybridSettings(fetch_k=0)
+    with pytest.raises(TypeError, match="must be one string"):
+        HybridRetriever.from_store(store).search_with_score(["年假"])  # type: ignore[arg-type]
+
+
+# -- LlamaIndex -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def node_store(embeddings: LuotuoEmbeddings) -> FaissVectorStore:
+    store = FaissVectorStore.from_core(FaissCore(embeddings.dimension, model=embeddings.model), embeddings)
+    nodes = [
+        TextNode(id_=f"第{number}段", text=text, metadata={"页": number}, embedding=vector.tolist())
+        for number, (text, vector) in enumerate(zip(TEXTS, embeddings.encode(TEXTS), strict=True))
+    ]
+    store.add(nodes)
+    return store
+
+
+async def test_llama_index_finds_what_langchain_finds(
+    node_store: FaissVectorStore, store: FAISS, embeddings: LuotuoEmbeddings
+) -> None:
+    expected = HybridRetriever.from_store(store, k=3).search_with_score("打印机 XK-2093")
+    retriever = HybridNodeRetriever(node_store, embeddings, similarity_top_k=3)
+    for found in (retriever.retrieve("打印机 XK-2093"), await retriever.aretrieve("打印机 XK-2093")):
+        assert [node.node.node_id for node in found] == [document.id for document, _ in expected]
+        assert [node.score for node in found] == pytest.approx([score for _, score in expected], abs=1e-4)
+        assert found[0].node.metadata == {"页": 0}
+
+
+def test_llama_index_filters_and_given_vectors(node_store: FaissVectorStore, embeddings: LuotuoEmbeddings) -> None:
+    filters = MetadataFilters(filters=[MetadataFilter(key="页", value=3)])
+    retriever = HybridNodeRetriever(node_store, embeddings, filters=filters)
+    assert [node.node.node_id for node in retriever.retrieve("打印机")] == ["第3段"]
+    vector = embeddings.encode([TEXTS[5]])[0]
+    bundle = QueryBundle("住宿", embedding=np.asarray(vector).tolist())
+    found = HybridNodeRetriever(node_store, embeddings, weights=(1, 0), similarity_top_k=1).retrieve(bundle)
+    assert found[0].node.node_id == "第5段"
+
+
+def test_llama_index_bad_input(node_store: FaissVectorStore, embeddings: LuotuoEmbeddings) -> None:
+    with pytest.raises(TypeError, match="store is FaissCore; give a FaissVectorStore"):
+        HybridNodeRetriever(node_store.client, embeddings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="similarity_top_k=0"):
+        HybridNodeRetriever(node_store, embeddings, similarity_top_k=0)

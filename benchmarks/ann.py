@@ -1,10 +1,13 @@
 """How much of exact search the approximate indexes find, how fast, and in how much memory.
 
 The share of the ten nearest vectors by exact search that an index finds (recall@10); the median time of one query, on
-one core; the bytes of the index, as written to a file; the time to train and fill it, on all cores. The kinds that the
-store takes run as in the store, without its texts; the others, marked "raw", are faiss alone: LSH, RaBitQ and one bit a
-number, whether it is above the mean ("signs", IndexBinaryFlat). An effort is the store's ``search_effort``: lists that
-an IVF index visits, or candidates that an HNSW index keeps; empty is its own choice: 16 lists of 256, 64 candidates.
+one core; the bytes that it needs in memory, and in its files; the time to train and fill it, on all cores. The kinds
+that the store takes run as in the store, opened from its files, without its texts; the others, marked "raw", are faiss
+alone: LSH, RaBitQ and one bit a number, whether it is above the mean ("signs", IndexBinaryFlat). An effort is the
+store's ``search_effort``: lists that an IVF index visits, candidates that an HNSW index keeps, or those of Int8 and
+Binary for each result that is asked for; empty is the store's own choice: 16 lists of 256, 64 candidates, 4 of Int8,
+16 of Binary. "cut to 128" are the first 128 numbers, as LuotuoEmbeddings(dimensions=128) gives them, compared with
+exact search by all numbers; they mean something for --data texts only.
 
 The vectors have length 1. --data clusters: random, around sqrt(N) centres, with variances that fall from direction to
 direction, as those of a model do, turned at random. --data texts: those of the bundled model, of texts made of three
@@ -33,6 +36,8 @@ from luotuo_integrations._optional import require
 from luotuo_integrations.evaluation import ranking_metrics
 from luotuo_integrations.store.index import VectorIndex
 from luotuo_integrations.store.index_kinds import IndexKind
+from luotuo_integrations.store.rescoring import RESCORED, WHOLE, RescoredIndex, new_index
+from luotuo_integrations.store.vector_math import unit_rows
 
 faiss = require("faiss", extra="faiss")
 DATA = Path(__file__).parents[1] / "examples" / "data"
@@ -40,6 +45,8 @@ DIMENSION, K, QUERIES, SINGLE = 384, 10, 500, 100
 # Factory string and the efforts to try; None is the store's own choice.
 STORE_KINDS: dict[str, tuple[int | None, ...]] = {
     "Flat": (None,),
+    "Int8": (1, None),
+    "Binary": (4, 8, None),
     "SQ8": (None,),
     "PQ48": (None,),
     "HNSW32": (32, None, 256),
@@ -50,6 +57,12 @@ STORE_KINDS: dict[str, tuple[int | None, ...]] = {
 }
 RAW_KINDS = ("LSH384rt", "RaBitQ")
 SIGNS = "signs"
+# Vectors cut to their first numbers: how many, and the kind of index they are put into.
+CUTS = {
+    f"{factory}, cut to {dimension}": (dimension, factory)
+    for dimension in (256, 128, 64)
+    for factory in ("Flat", "Int8", "Binary")
+}
 KINDS = (*STORE_KINDS, *RAW_KINDS, SIGNS)
 
 Vectors = npt.NDArray[np.float32]
@@ -64,7 +77,8 @@ class Row(NamedTuple):
     effort: int | None
     recall: float
     milliseconds: float
-    megabytes: float
+    memory_megabytes: float
+    disk_megabytes: float
     build_seconds: float
 
 
@@ -74,7 +88,8 @@ class Built(NamedTuple):
     name: str
     effort: int | None
     search: Search
-    size: int  # bytes
+    memory: int  # bytes
+    disk: int  # bytes
     build_seconds: float
 
 
@@ -83,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=["clusters", "texts"], default="clusters")
     parser.add_argument("--size", type=int, default=100_000, help="how many vectors")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=[*KINDS, *CUTS], help="default: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to a file")
     arguments = parser.parse_args()
@@ -91,12 +106,13 @@ def main() -> None:
     vectors, queries = make(arguments.size, arguments.seed)
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers ({arguments.data}), {len(queries)} queries\n")
     rows = []
-    print(f"{'kind':14s}{'effort':>8s}{'recall@10':>11s}{'ms a query':>12s}{'MB':>8s}{'build, s':>10s}")
-    for row in measure(vectors, queries, arguments.kinds):
+    print(f"{'kind':20s}{'effort':>8s}{'recall@10':>11s}{'ms a query':>12s}", end="")
+    print(f"{'MB memory':>11s}{'MB disk':>9s}{'build, s':>10s}")
+    for row in measure(vectors, queries, arguments.kinds or [*KINDS, *(CUTS if arguments.data == "texts" else ())]):
         rows.append(row)
         effort = "" if row.effort is None else str(row.effort)
-        print(f"{row.kind:14s}{effort:>8s}{row.recall:11.3f}{row.milliseconds:12.2f}", end="")
-        print(f"{row.megabytes:8.1f}{row.build_seconds:10.1f}", flush=True)
+        print(f"{row.kind:20s}{effort:>8s}{row.recall:11.3f}{row.milliseconds:12.2f}", end="")
+        print(f"{row.memory_megabytes:11.1f}{row.disk_megabytes:9.1f}{row.build_seconds:10.1f}", flush=True)
     if arguments.json:
         results = {"machine": machine(), "data": arguments.data, "size": len(vectors), "seed": arguments.seed}
         results["rows"] = [row._asdict() for row in rows]
@@ -145,11 +161,14 @@ def measure(vectors: Vectors, queries: Vectors, kinds: list[str]) -> Iterator[Ro
     wanted = exact.search(queries, K)[1].tolist()
     del exact
     for kind in kinds:
-        build = store_index if kind in STORE_KINDS else sign_index if kind == SIGNS else raw_index
+        build = cut_index if kind in CUTS else store_index
+        if kind not in CUTS and kind not in STORE_KINDS:
+            build = sign_index if kind == SIGNS else raw_index
         for built in build(kind, vectors):
             recall = ranking_metrics(built.search(queries).tolist(), wanted, cutoffs=[K])[f"recall@{K}"]
             milliseconds = 1_000 * seconds_a_query(built.search, queries[:SINGLE])
-            yield Row(built.name, built.effort, recall, milliseconds, built.size / 1e6, built.build_seconds)
+            sizes = built.memory / 1e6, built.disk / 1e6
+            yield Row(built.name, built.effort, recall, milliseconds, *sizes, built.build_seconds)
 
 
 def seconds_a_query(search: Search, queries: Vectors) -> float:
@@ -170,19 +189,36 @@ def store_index(factory: str, vectors: Vectors) -> Iterator[Built]:
     kind = IndexKind(vectors.shape[1], "cosine", factory)
     rows = np.arange(len(vectors), dtype=np.int64)
     start = time.perf_counter()
-    index = VectorIndex(kind)
+    index = new_index(kind)
     index.add(vectors, rows)
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "index.faiss"
-        index.write(file)
+        files = {part: Path(folder) / part for part in index.parts()}
+        for part, write in index.parts().items():
+            write(files[part])
+        disk = sum(file.stat().st_size for file in files.values())
+        memory = disk
+        if factory in RESCORED:  # the whole vectors stay in their file; row numbers, which it lacks, lie in memory
+            memory += rows.nbytes - files[WHOLE].stat().st_size
         for effort in STORE_KINDS[factory]:
-            opened = VectorIndex(kind, search_effort=effort)
-            opened.read(file, rows, memory_map=False)
-            yield Built(factory, effort, partial(_rows, opened), file.stat().st_size, seconds)
+            opened = new_index(kind, search_effort=effort)
+            opened.restore(files, rows, memory_map=factory in RESCORED)
+            yield Built(factory, effort, partial(_rows, opened), memory, disk, seconds)
 
 
-def _rows(index: VectorIndex, queries: Vectors) -> Found:
+def cut_index(name: str, vectors: Vectors) -> Iterator[Built]:
+    """The store's index of vectors cut to their first numbers and scaled to length 1 again; its own effort alone."""
+    dimension, factory = CUTS[name]
+    for built in store_index(factory, unit_rows(np.ascontiguousarray(vectors[:, :dimension]))):
+        if built.effort is None:
+            yield built._replace(name=name, search=partial(_cut, built.search, dimension))
+
+
+def _cut(search: Search, dimension: int, queries: Vectors) -> Found:
+    return search(np.ascontiguousarray(queries[:, :dimension]))  # for cosines the store scales them
+
+
+def _rows(index: VectorIndex | RescoredIndex, queries: Vectors) -> Found:
     return index.search(queries, K)[1]
 
 
@@ -193,9 +229,8 @@ def raw_index(factory: str, vectors: Vectors) -> Iterator[Built]:
     index.train(vectors)
     index.add(vectors)
     seconds = time.perf_counter() - start
-    yield Built(
-        f"{factory}, raw", None, lambda queries: index.search(queries, K)[1], len(faiss.serialize_index(index)), seconds
-    )
+    size = len(faiss.serialize_index(index))
+    yield Built(f"{factory}, raw", None, lambda queries: index.search(queries, K)[1], size, size, seconds)
 
 
 def sign_index(name: str, vectors: Vectors) -> Iterator[Built]:
@@ -210,7 +245,8 @@ def sign_index(name: str, vectors: Vectors) -> Iterator[Built]:
         found: Found = index.search(np.packbits(queries > mean, axis=1), K)[1]
         return found
 
-    yield Built(f"{name}, raw", None, search, len(faiss.serialize_index_binary(index)), seconds)
+    size = len(faiss.serialize_index_binary(index))
+    yield Built(f"{name}, raw", None, search, size, size, seconds)
 
 
 if __name__ == "__main__":

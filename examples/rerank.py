@@ -1,9 +1,14 @@
 """Search by vectors, then let a reranker judge what was found. Needs a reranker: a folder, or a name on the hub.
 
 先用向量检索找十块，再用重排模型逐块与问题一起读，按相关度重新排序。包里不带重排模型，要自己指定一个：
-  BAAI/bge-reranker-base     中英文，约 1.1 GB，处理器上也能用
-  BAAI/bge-reranker-v2-m3    多语言，文本可以更长，约 2.3 GB
-  Qwen/Qwen3-Reranker-0.6B   回答“是”或“否”的语言模型，可以写明要求（instruction），宜用显卡
+  BAAI/bge-reranker-base     中英文，问题和段落共 512 个词元，处理器上也能用
+  BAAI/bge-reranker-v2-m3    多语言，共 8192 个词元，宜用显卡
+  Qwen/Qwen3-Reranker-0.6B   回答“是”或“否”的语言模型，可以写明要求（instruction），共 8192 个词元，宜用显卡
+
+内存：处理器上用 float32，三个模型约 1.1、2.3、2.4 GB；显卡上用半精度，各减一半。
+时间：每一段都要和问题一起重算，段数、字数翻倍，时间也翻倍；嫌慢就少找几段，或者把文档切短。
+长文：放不下的段落只看开头，并警告有几段被截断；所以先把文档切成小块，再建库。
+分数：同一个模型的相关度可以跨问题比较，与向量的余弦、与别的模型都不能比；min_score 要看过自己的数据再定。
 
 运行：python examples/rerank.py BAAI/bge-reranker-base "试用期可以请年假吗？"
 """

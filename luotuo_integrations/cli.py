@@ -10,29 +10,45 @@ import os
 import sys
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from luotuo_integrations.atomic_file import replaced_file
+from luotuo_integrations.cli_common import (
+    AsJson,
+    Device,
+    Documents,
+    Encoding,
+    Llm,
+    LlmModel,
+    LocalLlm,
+    Mapper,
+    Model,
+    Store,
+    chat_model,
+    err,
+    opened,
+    opened_and_synced,
+    out,
+)
 from luotuo_integrations.cli_errors import clear_errors
+from luotuo_integrations.cli_evaluate import EVALUATE_HELP, evaluate
 from luotuo_integrations.cli_mapper import mapper_app
 from luotuo_integrations.cli_output import (
     answer_json,
     lines_of,
+    marked_snippet,
     models_table,
     print_json,
     report_json,
     result_json,
     vectors_json,
 )
+from luotuo_integrations.cli_questions import QUESTIONS_HELP, questions
 from luotuo_integrations.cli_training import distill, finetune
-from luotuo_integrations.progress import standard_error
 from luotuo_integrations.registry import CARDS, DEFAULT_MODEL
-
-if TYPE_CHECKING:
-    from luotuo_integrations.knowledge_base import KnowledgeBase
 
 NOTHING_FOUND = 3
 
@@ -42,26 +58,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(soft_wrap=True, highlight=False, emoji=False)
-err = standard_error()
-
-Documents = Annotated[
-    Path,
-    typer.Argument(exists=True, file_okay=False, help="Folder of txt, md, html, pdf and docx files."),
-]
-Store = Annotated[Path | None, typer.Option(help="Folder of the index.", show_default=".luotuo inside DOCUMENTS")]
-Model = Annotated[
-    str | None,
-    typer.Option(help="Embedding model: see `luotuo models`.", show_default=f"the index's own, else {DEFAULT_MODEL}"),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps.", show_default="the best there is")]
-Encoding = Annotated[
-    str | None, typer.Option(help="Encoding of text and HTML files, as big5.", show_default="detected; later the same")
-]
-Mapper = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="Query mapper, a file of `luotuo mapper fit`.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class _ConsoleHandler(logging.Handler):
@@ -99,7 +95,7 @@ def index(
     as_json: AsJson = False,
 ) -> None:
     """Index a folder, or bring its index up to date: only new and changed files are read."""
-    report = _open(documents, store, model, device, encoding).sync(show_progress=not as_json and err.is_terminal)
+    report = opened(documents, store, model, device, encoding).sync(show_progress=not as_json and err.is_terminal)
     if as_json:
         print_json(report_json(report))
         return
@@ -115,6 +111,13 @@ def search(
     documents: Documents,
     query: Annotated[str, typer.Argument(help="What to look for.", show_default=False)],
     k: Annotated[int, typer.Option("-k", min=1, help="How many passages.")] = 4,
+    mode: Annotated[
+        Literal["vector", "keyword", "hybrid"],
+        typer.Option(help="By meaning, by words (names, numbers, codes), or both fused."),
+    ] = "vector",
+    full: Annotated[
+        bool, typer.Option("--full", help="Print whole passages, not the 120 characters with most words of the query.")
+    ] = False,
     mapper: Mapper = None,
     store: Store = None,
     model: Model = None,
@@ -122,14 +125,20 @@ def search(
     encoding: Encoding = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the passages nearest to a query. The folder is indexed first where that is needed."""
-    results = _opened_and_synced(documents, store, model, device, encoding, mapper=mapper).search(query, k)
+    """Find the passages that fit a query best; the words of the query are marked. A folder is indexed first."""
+    results = opened_and_synced(documents, store, model, device, encoding, mapper=mapper).search(query, k, mode=mode)
     if as_json:
         print_json([result_json(result) for result in results])
-        return
-    for number, result in enumerate(results, start=1):
-        out.print(f"[bold]{number}. {escape(result.title)}[/bold]  cosine {result.score:.3f}")
-        out.print(escape(indent(result.document.page_content.strip(), "   ")) + "\n")
+    for number, result in enumerate([] if as_json else results, start=1):
+        out.print(f"[bold]{number}. {escape(result.title)}[/bold]  {result.score_name} {result.score:.3f}")
+        text = result.document.page_content
+        if full:
+            out.print(escape(indent(text.strip(), "   ")) + "\n")
+        else:
+            out.print("  ", marked_snippet(text, query, in_colour=out.is_terminal and not out.no_color), end="\n\n")
+    if not results:
+        err.print(f"No passage has a word of {escape(repr(query))}; try --mode vector or hybrid.", soft_wrap=True)
+        raise typer.Exit(NOTHING_FOUND)
 
 
 @app.command()
@@ -137,12 +146,9 @@ def search(
 def ask(
     documents: Documents,
     question: Annotated[str, typer.Argument(help="The question.")],
-    llm: Annotated[
-        str | None,
-        typer.Option(help="Address of an OpenAI-compatible server, for instance http://localhost:11434/v1."),
-    ] = None,
-    llm_model: Annotated[str | None, typer.Option(help="Name of the language model on that server.")] = None,
-    local_llm: Annotated[str | None, typer.Option(help="Folder or hub name of a transformers chat model.")] = None,
+    llm: Llm = None,
+    llm_model: LlmModel = None,
+    local_llm: LocalLlm = None,
     k: Annotated[int, typer.Option("-k", min=1, max=8, help="Most sources of an answer.")] = 4,
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Relevance below which the answer is 'not found'; 0 answers always.")
@@ -155,9 +161,9 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer a question from the documents, with sources. Without a language model it quotes the best sentences."""
-    chat_model = _chat_model(llm, llm_model, local_llm)
-    knowledge_base = _opened_and_synced(
-        documents, store, model, device, encoding, mapper=mapper, llm=chat_model, k=k, threshold=threshold
+    model_to_ask = chat_model(llm, llm_model, local_llm)
+    knowledge_base = opened_and_synced(
+        documents, store, model, device, encoding, mapper=mapper, llm=model_to_ask, k=k, threshold=threshold
     )
     if as_json:
         answer = knowledge_base.ask(question)
@@ -206,17 +212,13 @@ def embed(
     if output is None:
         typer.echo(vectors_json(vectors))
         return
-    temporary = output.with_name(f".{output.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, vectors)
-        temporary.replace(output)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replaced_file(output) as temporary, temporary.open("wb") as file:
+        np.save(file, vectors)
     out.print(f"{len(vectors)} vectors of {vectors.shape[1]} numbers in {escape(str(output))}")
 
 
+app.command(help=EVALUATE_HELP)(evaluate)
+app.command(help=QUESTIONS_HELP)(questions)
 app.command()(distill)
 app.command()(finetune)
 app.add_typer(mapper_app, name="mapper")
@@ -251,54 +253,6 @@ def doctor(as_json: AsJson = False) -> None:
             out.print("[green]No problems found.[/green]")
     if diagnosis.problems:
         raise typer.Exit(1)
-
-
-def _open(
-    documents: Path,
-    store: Path | None,
-    model: str | None,
-    device: str | None,
-    encoding: str | None,
-    mapper: Path | None = None,
-    **options: Any,
-) -> "KnowledgeBase":
-    from luotuo_integrations.embeddings import LuotuoEmbeddings
-    from luotuo_integrations.knowledge_base import KnowledgeBase, model_of_store
-
-    if model is not None and model not in CARDS and Path(model).is_dir():
-        model = str(Path(model).resolve())  # the index remembers it, and is opened from other folders too
-    model = model or model_of_store(documents, store) or DEFAULT_MODEL
-    embeddings = LuotuoEmbeddings(model, device=device, mapper=mapper)
-    return KnowledgeBase(documents, store=store, embeddings=embeddings, encoding=encoding, **options)
-
-
-def _opened_and_synced(
-    documents: Path, store: Path | None, model: str | None, device: str | None, encoding: str | None, **options: Any
-) -> "KnowledgeBase":
-    knowledge_base = _open(documents, store, model, device, encoding, **options)
-    logging.getLogger("luotuo_integrations.documents").setLevel(logging.ERROR)  # `luotuo index` warns; once is enough
-    report = knowledge_base.sync(retry_unreadable=False, show_progress=err.is_terminal)
-    if report.changed:
-        err.print(f"Indexed {escape(str(documents))}: {report.chunks} passages.", soft_wrap=True)
-    return knowledge_base
-
-
-def _chat_model(server: str | None, name: str | None, local: str | None) -> Any:
-    if server and local:
-        msg = "--llm and --local-llm were both given; give one"
-        raise typer.BadParameter(msg)
-    if local:
-        from luotuo_integrations.local_chat import local_chat_model
-
-        return local_chat_model(local)
-    if not server:
-        return None
-    if not name:
-        msg = "--llm needs --llm-model NAME: which model of that server shall answer"
-        raise typer.BadParameter(msg)
-    from luotuo_integrations.chat_models import openai_compatible
-
-    return openai_compatible(server, name)
 
 
 if __name__ == "__main__":  # accelerate launch -m luotuo_integrations.cli distill ...

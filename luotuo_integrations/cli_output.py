@@ -10,12 +10,15 @@ from luotuo_integrations.registry import CARDS, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from langchain_core.documents import Document
+    from rich.text import Text
 
     from luotuo_integrations.folder_sync import SyncReport
     from luotuo_integrations.knowledge_base import SearchResult
     from luotuo_integrations.qa import Answer
 
 _INTERNAL = "file_state"  # metadata of use to the next sync alone
+_SNIPPET_CHARACTERS = 120
+_MARKS = ("\ue000", "\ue001")  # of Unicode's private use: no text that is printed has them
 
 
 def print_json(content: object) -> None:
@@ -29,8 +32,37 @@ def report_json(report: "SyncReport") -> dict[str, Any]:
 
 
 def result_json(result: "SearchResult") -> dict[str, Any]:
-    """One passage found."""
-    return {"score": result.score, "relevance": result.relevance, **_passage_json(result.document)}
+    """One passage found; its relevance is null where its score is no cosine."""
+    return {
+        "score": result.score,
+        "score_name": result.score_name,
+        "relevance": result.relevance,
+        **_passage_json(result.document),
+    }
+
+
+def marked_snippet(text: str, query: str, *, in_colour: bool) -> "Text":
+    """The stretch of a passage that holds most of a query's words, with these marked, on one line.
+
+    Args:
+        text: The passage; the headings it begins with are left out, as its title has them.
+        query: The query.
+        in_colour: Mark by bold and colour; otherwise by 【】.
+    """
+    from rich.text import Text
+
+    from luotuo_integrations.chinese_tokens import KeywordTokenizer
+    from luotuo_integrations.passages import body_of
+    from luotuo_integrations.snippets import snippet
+
+    line = " ".join("".join(one for one in body_of(text) if one not in _MARKS).split())
+    cut = snippet(line, query, KeywordTokenizer("bigrams"), _SNIPPET_CHARACTERS, _MARKS)
+    if not in_colour:
+        return Text(cut.replace(_MARKS[0], "【").replace(_MARKS[1], "】"))
+    shown = Text()
+    for number, piece in enumerate(cut.replace(_MARKS[1], _MARKS[0]).split(_MARKS[0])):
+        shown.append(piece, "bold yellow" if number % 2 else None)
+    return shown
 
 
 def answer_json(answer: "Answer") -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """CrossEncoder: how well passages answer a query, judged by a model that reads both together. No framework here."""
 
 import logging
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ import torch
 from torch import Tensor
 
 from luotuo_integrations.batching import token_budget_batches, windows
-from luotuo_integrations.devices import choose_device, choose_dtype, is_out_of_memory
+from luotuo_integrations.cpu_engine import fastest_reranker_on_cpu
+from luotuo_integrations.devices import choose_device, choose_dtype
 from luotuo_integrations.encoder import CPU_BUDGET, GPU_BUDGET, MOST_PADDING
+from luotuo_integrations.halving import HalvingRunner
 from luotuo_integrations.progress import progress_bar
 from luotuo_integrations.registry import resolve
 from luotuo_integrations.rerank_models import load_reranker
@@ -29,7 +30,7 @@ WINDOW_CHARACTERS = 4_000_000  # a token held as a number takes about ten times 
 DEFAULT_LENGTH = 8_192  # of models that read more: what Qwen3-Reranker documents, and far beyond a passage
 
 
-class CrossEncoder:
+class CrossEncoder(HalvingRunner):
     """A loaded reranker.
 
     Two kinds are known, by the class that config.json names: sequence classifiers (BERT, XLM-R as in bge-reranker, gte
@@ -39,6 +40,8 @@ class CrossEncoder:
         model: A folder, or a repository name on the hub.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None takes the best there is.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``; ``"auto"`` is half precision on CUDA and float32 elsewhere.
+        backend: ``"auto"`` or ``"torch"``. On the CPU, auto runs the matrix products by oneDNN, which is in torch too,
+            where it is faster and gives the same relevances; torch leaves the model as transformers makes it.
         max_length: Longest pair in tokens, everything included; None is what the model allows, 8,192 at most. Passages
             are cut to fit. A query is cut only where it would leave its passage less than a fourth of the room.
         max_tokens_per_batch: Padded tokens in one forward pass; None is 2,048 on the CPU, 16,384 elsewhere.
@@ -59,6 +62,7 @@ class CrossEncoder:
         *,
         device: str | None = None,
         dtype: str = "auto",
+        backend: str = "auto",
         max_length: int | None = None,
         max_tokens_per_batch: int | None = None,
         instruction: str | None = None,
@@ -66,19 +70,22 @@ class CrossEncoder:
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if max_tokens_per_batch is not None and max_tokens_per_batch < 1:
-            msg = f"max_tokens_per_batch={max_tokens_per_batch} must be at least 1, or None for the device's default"
+        if backend not in ("auto", "torch"):
+            msg = f"backend={backend!r} is unknown; use 'auto' or 'torch'"
             raise ValueError(msg)
-        self.device = choose_device(device)
+        chosen = choose_device(device)
+        budget = CPU_BUDGET if chosen.type == "cpu" else GPU_BUDGET
+        super().__init__(chosen, budget if max_tokens_per_batch is None else max_tokens_per_batch)
         self.dtype = choose_dtype(dtype, self.device)
-        self.folder = resolve(model, cache_folder=cache_folder, revision=revision)
+        self.folder = resolve(model, cache_folder=cache_folder, revision=revision, kind="reranker")
         self.model, self.prompt, config = load_reranker(
             self.folder, instruction=instruction, dtype=self.dtype, trust_remote_code=trust_remote_code
         )
         self.max_length = self._checked_max_length(max_length, config)
-        self.max_tokens_per_batch = max_tokens_per_batch or (CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET)
         self.model.to(self.device)
-        self._lock = threading.Lock()  # one forward pass at a time: more would only share the device
+        self.engine = "torch"  # what runs the matrix products
+        if backend == "auto" and self.device.type == "cpu":
+            self.model, self.engine = fastest_reranker_on_cpu(self.model)
 
     def score(self, query: str, passages: Sequence[str], show_progress: bool = False) -> Relevances:
         """Judge how well passages answer one query.
@@ -147,26 +154,9 @@ class CrossEncoder:
 
     def _forward(self, rows: list[Row]) -> list[Tensor]:
         """Judge one batch -> float32 (n,) on the device; where memory runs out, in halves."""
-        try:
-            with self._lock:
-                return [self._run(rows)]
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            longest = len(rows[0].ids)
-            if len(rows) == 1:
-                msg = f"Out of memory on {self.device} for one pair of {longest} tokens; lower max_length"
-                raise MemoryError(msg) from error
-            self.max_tokens_per_batch = min(self.max_tokens_per_batch, max(len(rows) * longest // 2, longest))
-            logger.warning(
-                "Out of memory on %s: max_tokens_per_batch is now %d", self.device, self.max_tokens_per_batch
-            )
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        middle = len(rows) // 2
-        return [*self._forward(rows[:middle]), *self._forward(rows[middle:])]
+        return self._in_halves(self._run, rows, lambda row: len(row.ids), "pair")
 
-    def _run(self, rows: list[Row]) -> Tensor:
+    def _run(self, rows: Sequence[Row]) -> Tensor:
         lengths = np.array([len(row.ids) for row in rows])
         mask = np.arange(lengths.max()) < lengths[:, None]  # (n, T), padding on the right
         inputs = {"input_ids": np.full(mask.shape, self.prompt.tokenizer.pad_id), "attention_mask": mask}

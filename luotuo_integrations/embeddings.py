@@ -61,7 +61,8 @@ class LuotuoEmbeddings(QueryMapping, BaseEmbedding, Embeddings):
         cache_folder: Where downloads from the hub are kept.
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Run Python code that lies in the model's folder.
-        mapper: What moves the vectors of queries towards their answers, or its file; see ``fit_mapper``.
+        mapper: What moves the vectors of queries towards their answers, or its file; see ``fit_mapper``. A folder of
+            LlamaIndex's ``LinearLayer`` will do.
         vector_cache: A folder on this machine that keeps every vector, so that the next run, thread or process computes
             only what is new; any models may share it. None keeps none.
 

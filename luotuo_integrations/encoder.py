@@ -1,7 +1,6 @@
 """Encoder: texts to vectors, fast, in any order, from any thread. No framework is imported here."""
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,13 +13,15 @@ from torch import Tensor
 
 from luotuo_integrations.batching import token_budget_batches, windows
 from luotuo_integrations.cpu_engine import fastest_on_cpu
-from luotuo_integrations.devices import choose_device, choose_dtype, is_out_of_memory
+from luotuo_integrations.devices import choose_device, choose_dtype
 from luotuo_integrations.fingerprint import document_fingerprint
+from luotuo_integrations.halving import HalvingRunner
 from luotuo_integrations.modeling import EmbeddingModel
 from luotuo_integrations.progress import progress_bar
 from luotuo_integrations.registry import DEFAULT_MODEL, ModelCard, find_card, resolve
 from luotuo_integrations.texts import Kind, Vectors, check_texts
 from luotuo_integrations.tokenization import TextTokenizer
+from luotuo_integrations.vector_rows import VectorRows
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ GPU_BUDGET = 16_384
 MOST_PADDING = 0.04  # padded tokens for each real one
 
 
-class Encoder:
+class Encoder(HalvingRunner):
     """A loaded model that turns texts into vectors.
 
     Args:
@@ -77,13 +78,12 @@ class Encoder:
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if max_tokens_per_batch is not None and max_tokens_per_batch < 1:
-            msg = f"max_tokens_per_batch={max_tokens_per_batch} must be at least 1, or None for the device's default"
-            raise ValueError(msg)
         if backend not in ("auto", "torch"):
             msg = f"backend={backend!r} is unknown; use 'auto' or 'torch'"
             raise ValueError(msg)
-        self.device = choose_device(device)
+        chosen = choose_device(device)
+        budget = CPU_BUDGET if chosen.type == "cpu" else GPU_BUDGET
+        super().__init__(chosen, budget if max_tokens_per_batch is None else max_tokens_per_batch)
         self.dtype = choose_dtype(dtype, self.device)
         self.card: ModelCard | None = find_card(model)
         self.folder = resolve(model, cache_folder=cache_folder, revision=revision)
@@ -101,13 +101,11 @@ class Encoder:
         }
         self.dimension = _checked_dimension(dimensions, self.model.dimension)
         self.max_length = self._checked_max_length(max_length)
-        self.max_tokens_per_batch = max_tokens_per_batch or (CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET)
         self.model.to(self.device)
         self.engine = "torch"  # what runs the matrix products
         if backend == "auto" and self.device.type == "cpu":
             self.model, self.engine = fastest_on_cpu(self.model, allow_bfloat16=dtype == "auto")
             self.dtype = next(self.model.parameters()).dtype
-        self._lock = threading.Lock()  # one forward pass at a time: more would only share the device
         self._fingerprint: str | None = None
 
     @property
@@ -176,33 +174,19 @@ class Encoder:
             raise ValueError(msg)
         check_texts(texts)
         count = len(texts) if isinstance(texts, Sized) else None
-        self.check_out(out, count)
-        finished: list[Vectors] = []
+        rows = VectorRows(out, count, self.dimension)
         start = 0
         cut = 0
         with progress_bar("Embedding", count, enabled=show_progress) as advance:
             for window in windows(texts, WINDOW, weigh=_length, max_weight=WINDOW_CHARACTERS):
                 check_texts(window, first_index=start)
-                stop = start + len(window)
-                if out is not None and stop > len(out):
-                    msg = f"out has {len(out)} rows, but more texts than that came"
-                    raise ValueError(msg)
-                target = np.empty((len(window), self.dimension), np.float32) if out is None else out[start:stop]
-                cut += self._encode_window(window, self.prompts[kind], target, start, advance)
-                finished.append(target)
-                start = stop
+                cut += self._encode_window(window, self.prompts[kind], rows.take(len(window)), start, advance)
+                start += len(window)
         if cut:
             logger.warning(
                 "%d of %d texts are longer than max_length=%d tokens and were cut", cut, start, self.max_length
             )
-        if out is not None:
-            if start != len(out):
-                msg = f"out has {len(out)} rows, but {start} texts came; the first {start} rows are filled"
-                raise ValueError(msg)
-            return out
-        if len(finished) == 1:
-            return finished[0]
-        return np.concatenate(finished) if finished else np.empty((0, self.dimension), np.float32)
+        return rows.whole()
 
     def _encode_window(
         self, texts: list[str], prompt: str, target: Vectors, start: int, advance: Callable[[int], None]
@@ -265,26 +249,9 @@ class Encoder:
 
     def _forward(self, ids: list[list[int]]) -> list[Tensor]:
         """Embed one batch of token ids -> float32 (n, D) on the device; where memory runs out, in halves."""
-        try:
-            with self._lock:
-                return [self._run(ids)]
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(ids) == 1:
-                msg = f"Out of memory on {self.device} for one text of {len(ids[0])} tokens; lower max_length"
-                raise MemoryError(msg) from error
-            lower = max(len(ids) * len(ids[0]) // 2, len(ids[0]))
-            self.max_tokens_per_batch = min(self.max_tokens_per_batch, lower)
-            logger.warning(
-                "Out of memory on %s: max_tokens_per_batch is now %d", self.device, self.max_tokens_per_batch
-            )
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        middle = len(ids) // 2
-        return [*self._forward(ids[:middle]), *self._forward(ids[middle:])]
+        return self._in_halves(self._run, ids, len, "text")
 
-    def _run(self, ids: list[list[int]]) -> Tensor:
+    def _run(self, ids: Sequence[list[int]]) -> Tensor:
         lengths = np.array([len(row) for row in ids])
         attention_mask = np.arange(lengths.max()) < lengths[:, None]  # (n, T)
         input_ids = np.full(attention_mask.shape, self.tokenizer.pad_id)
@@ -312,21 +279,6 @@ class Encoder:
             msg = f"max_length={asked} is out of range: this model takes {least} to {limit} tokens"
             raise ValueError(msg)
         return int(asked or limit)
-
-    def check_out(self, out: object, count: int | None) -> None:
-        """Refuse an array that the vectors of so many texts (None: nobody knows) do not fit into."""
-        if out is None:
-            return
-        wanted = f"a writeable float32 array ({'N' if count is None else count}, {self.dimension})"
-        if not isinstance(out, np.ndarray):
-            msg = f"out is {type(out).__name__}; it must be {wanted}"
-            raise TypeError(msg)
-        if out.ndim != 2 or out.shape[1] != self.dimension or out.dtype != np.float32 or not out.flags.writeable:
-            msg = f"out is {'' if out.flags.writeable else 'read-only '}{out.dtype} {out.shape}; it must be {wanted}"
-            raise ValueError(msg)
-        if count is not None and count != len(out):
-            msg = f"out has {len(out)} rows for {count} texts; it must be {wanted}"
-            raise ValueError(msg)
 
     def _check_finite(self, vectors: Vectors, indexes: Sequence[int]) -> None:
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))

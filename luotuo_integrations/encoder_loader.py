@@ -5,13 +5,12 @@ from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from luotuo_integrations.batching import windows
 from luotuo_integrations.coalescing import Coalescer
 from luotuo_integrations.embedding_cache import EmbeddingCache
 from luotuo_integrations.progress import progress_bar
 from luotuo_integrations.texts import Kind, Vectors, check_texts
+from luotuo_integrations.vector_rows import VectorRows
 
 if TYPE_CHECKING:
     from luotuo_integrations.encoder import Encoder
@@ -78,33 +77,18 @@ def _encode_with(
     """Embed window by window through a cache; arguments, result and errors are those of ``Encoder.encode``."""
     encoder.encode((), kind)  # refuses a kind that it does not know
     count = len(texts) if isinstance(texts, Sized) else None
-    encoder.check_out(out, count)
+    rows = VectorRows(out, count, encoder.dimension)
     # The fingerprint covers all that decides a passage; what a query's vector depends on besides is its prompt.
     space = "\0".join((encoder.fingerprint, kind, encoder.prompts[kind]))
-    finished: list[Vectors] = []
     start = 0
     with progress_bar("Embedding", count, enabled=show_progress) as advance:
         for window in windows(texts, CACHED_WINDOW, weigh=_length, max_weight=CACHED_WINDOW_CHARACTERS):
             check_texts(window, first_index=start)
-            stop = start + len(window)
-            if out is not None and stop > len(out):
-                msg = f"out has {len(out)} rows, but more texts than that came"
-                raise ValueError(msg)
-            vectors = cache.vectors(space, window, encoder.dimension, lambda missing: encoder.encode(missing, kind))
-            if out is None:
-                finished.append(vectors)
-            else:
-                out[start:stop] = vectors
+            target = rows.take(len(window))
+            target[:] = cache.vectors(space, window, encoder.dimension, lambda missing: encoder.encode(missing, kind))
             advance(len(window))
-            start = stop
-    if out is not None:
-        if start != len(out):
-            msg = f"out has {len(out)} rows, but {start} texts came; the first {start} rows are filled"
-            raise ValueError(msg)
-        return out
-    if len(finished) == 1:
-        return finished[0]
-    return np.concatenate(finished) if finished else np.empty((0, encoder.dimension), np.float32)
+            start += len(window)
+    return rows.whole()
 
 
 def _length(text: object) -> int:

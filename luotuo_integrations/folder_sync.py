@@ -109,6 +109,7 @@ class FolderSync:
         gone = sorted(self._known.keys() - files.keys())
         if stale or gone:
             self._check_writable()
+            self._vectorstore.core.use_keywords()  # saved with the store, so that no search has to split all passages
         self._unreadable.keep_only(files)
         try:
             if gone:

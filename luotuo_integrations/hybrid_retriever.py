@@ -10,8 +10,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import Self
 
 from luotuo_integrations.array_embeddings import embed_queries
-from luotuo_integrations.fusion import Method
-from luotuo_integrations.hybrid_search import HybridSettings, hybrid_search
+from luotuo_integrations.hybrid_search import HybridMethod, HybridSettings, hybrid_search
 from luotuo_integrations.langchain_search import SearchableStore, as_document
 from luotuo_integrations.store.vector_math import Matrix, as_matrix
 from luotuo_integrations.texts import check_query
@@ -26,7 +25,7 @@ class HybridRetriever(BaseRetriever):
         store: A FAISS store of this package.
         k: How many documents, from 1; ``retriever.invoke(query, k=10)`` sets it for one call.
         weights: Of vectors and of keywords, from 0.
-        method: ``"weighted"`` or ``"reciprocal_rank"``; see ``fusion``.
+        method: ``"calibrated"``, ``"weighted"`` or ``"reciprocal_rank"``; see ``HybridSettings``.
         fetch_k: How many of each ranking are fused.
         lambda_mult: Choose diverse documents after the fusion: 1 looks at the score alone, 0 at diversity alone.
         filter: Only documents whose metadata passes, for both searches; see ``store.filters``.
@@ -46,7 +45,7 @@ class HybridRetriever(BaseRetriever):
     store: Any = Field(repr=False)
     k: int = Field(default=4, ge=1)
     weights: tuple[float, float] = HybridSettings.weights
-    method: Method = HybridSettings.method
+    method: HybridMethod = HybridSettings.method
     fetch_k: int = Field(default=HybridSettings.fetch_k, ge=1)
     lambda_mult: float | None = None
     filter: Any = None
@@ -71,7 +70,7 @@ class HybridRetriever(BaseRetriever):
         *,
         k: int = 4,
         weights: tuple[float, float] = HybridSettings.weights,
-        method: Method = HybridSettings.method,
+        method: HybridMethod = HybridSettings.method,
         fetch_k: int = HybridSettings.fetch_k,
         lambda_mult: float | None = None,
         filter: Any = None,  # noqa: A002
@@ -99,7 +98,7 @@ class HybridRetriever(BaseRetriever):
             k: How many; None as the retriever says.
 
         Returns:
-            Documents with scores from 0 to 1, best first.
+            Documents with scores up to 1, best first; see ``hybrid_search``.
         """
         vector = embed_queries(self.store.embeddings, [check_query(query)])[0]
         return self._fused(vector, query, k or self.k)

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from langchain_core.documents import Document
 
 from luotuo_integrations.embeddings import LuotuoEmbeddings
 from luotuo_integrations.errors import DocumentError, StoreCorruptError, StoreMismatchError
 from luotuo_integrations.folder_sync import FolderSync, SyncReport
+from luotuo_integrations.hybrid_retriever import HybridRetriever
 from luotuo_integrations.llm import LanguageModel
 from luotuo_integrations.qa import Answer, AnswerStream, QuestionAnswerer, place
 from luotuo_integrations.store.files import MANIFEST, StoreFolder
@@ -16,6 +18,9 @@ from luotuo_integrations.vectorstores import FAISS
 
 STORE_FOLDER = ".luotuo"
 
+SearchMode = Literal["vector", "keyword", "hybrid"]
+SCORES: dict[SearchMode, str] = {"vector": "cosine", "keyword": "BM25", "hybrid": "fused score"}
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -23,13 +28,16 @@ class SearchResult:
 
     Attributes:
         document: The passage; metadata hold ``source``, ``title``, ``headings``, ``page``, ``start`` and ``end``.
-        score: Cosine with the query, in [-1, 1].
-        relevance: The same as a relevance in [0, 1], comparable between models.
+        score: Higher is better; what it is depends on how it was found.
+        relevance: A cosine as a relevance in [0, 1], comparable between models; None for other scores.
+        score_name: ``"cosine"`` in [-1, 1], ``"BM25"`` above 0, or ``"fused score"`` up to 1, which compares
+            passages found by one query and nothing else.
     """
 
     document: Document
     score: float
-    relevance: float
+    relevance: float | None
+    score_name: str = "cosine"
 
     @property
     def title(self) -> str:
@@ -123,22 +131,42 @@ class KnowledgeBase:
         )
         return job.run(show_progress=show_progress)
 
-    def search(self, query: str, k: int = 4, *, filter: Filter | None = None) -> list[SearchResult]:  # noqa: A002
-        """Find the passages nearest to a query.
+    def search(
+        self,
+        query: str,
+        k: int = 4,
+        *,
+        mode: SearchMode = "vector",
+        filter: Filter | None = None,  # noqa: A002
+    ) -> list[SearchResult]:
+        """Find the passages that fit a query best.
 
         Args:
             query: What is looked for.
             k: How many passages.
+            mode: ``"vector"`` finds by meaning, ``"keyword"`` what shares words with the query (names, numbers, codes;
+                maybe nothing), ``"hybrid"`` both, fused.
             filter: Only passages whose metadata match, for instance ``{"source": "员工手册/休假制度.md"}``.
 
         Returns:
             Passages, best first.
+
+        Raises:
+            ValueError: If the mode is unknown.
         """
-        found = self.vectorstore.similarity_search_with_score(query, k=k, filter=filter)
-        relevances = self.embeddings.relevance([score for _, score in found])
+        if mode not in SCORES:
+            msg = f"mode={mode!r} is unknown; use one of {', '.join(map(repr, get_args(SearchMode)))}"
+            raise ValueError(msg)
+        if mode == "keyword":
+            found = self.vectorstore.keyword_search(query, k, filter)
+        elif mode == "hybrid":
+            found = HybridRetriever.from_store(self.vectorstore, k=k, filter=filter).search_with_score(query)
+        else:
+            found = self.vectorstore.similarity_search_with_score(query, k=k, filter=filter)
+        relevances = self.embeddings.relevance([score for _, score in found]).tolist() if mode == "vector" else None
         return [
-            SearchResult(document, score, float(relevance))
-            for (document, score), relevance in zip(found, relevances, strict=True)
+            SearchResult(document, score, relevances[number] if relevances else None, SCORES[mode])
+            for number, (document, score) in enumerate(found)
         ]
 
     def ask(self, question: str, *, filter: Filter | None = None) -> Answer:  # noqa: A002
@@ -173,6 +201,29 @@ def model_of_store(folder: str | Path, store: str | Path | None = None) -> str |
     if not (store_folder / MANIFEST).is_file():
         return None
     return str(StoreFolder(store_folder).manifest().facts.get("model") or "") or None
+
+
+def find_store(path: str | Path) -> Path:
+    """Folder of the index that a path means: a folder of an index, or a documents folder with ``.luotuo`` inside.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        FileNotFoundError: If there is no index; the message says what to type.
+    """
+    folder = Path(path)
+    for candidate in (folder, folder / STORE_FOLDER):
+        if (candidate / MANIFEST).is_file():
+            return candidate
+    if (folder / "index.pkl").is_file():
+        advice = (
+            "it was saved by LangChain's own FAISS: import_langchain_faiss(folder, embedding).save_local(NEW_FOLDER)"
+        )
+    else:
+        advice = f"to index its documents, type: luotuo index {folder}"
+    msg = f"There is no index in {str(folder)!r}, nor in {STORE_FOLDER!r} inside it; {advice}"
+    raise FileNotFoundError(msg)
 
 
 def _store_folder(folder: str | Path, store: str | Path | None) -> Path:

@@ -236,6 +236,15 @@ class SearchableStore(VectorStore):
             None, self.max_marginal_relevance_search_by_vector, vector, k, fetch_k, lambda_mult, **kwargs
         )
 
+    async def akeyword_search(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Where | None = None,  # noqa: A002
+    ) -> list[tuple[Document, float]]:
+        """``keyword_search`` off the event loop."""
+        return await run_in_executor(None, self.keyword_search, query, k, filter)
+
     # -- helpers ------------------------------------------------------------------------------------------------------
 
     def _found(self, vectors: Any, k: int, where: Where | None) -> list[list[tuple[Document, float]]]:

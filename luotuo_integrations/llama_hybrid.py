@@ -8,8 +8,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 
-from luotuo_integrations.fusion import Method
-from luotuo_integrations.hybrid_search import HybridSettings, hybrid_search
+from luotuo_integrations.hybrid_search import HybridMethod, HybridSettings, hybrid_search
 from luotuo_integrations.llama_filters import translate_filters
 from luotuo_integrations.llama_stores import FaissVectorStore, as_node
 from luotuo_integrations.store.core import FaissCore
@@ -26,7 +25,7 @@ class HybridNodeRetriever(BaseRetriever):
         embed_model: The model that the store was built with.
         similarity_top_k: How many nodes, from 1.
         weights: Of vectors and of keywords, from 0.
-        method: ``"weighted"`` or ``"reciprocal_rank"``; see ``fusion``.
+        method: ``"calibrated"``, ``"weighted"`` or ``"reciprocal_rank"``; see ``HybridSettings``.
         fetch_k: How many of each ranking are fused.
         lambda_mult: Choose diverse nodes after the fusion: 1 looks at the score alone, 0 at diversity alone.
         filters: Only nodes whose metadata passes, for both searches.
@@ -43,7 +42,7 @@ class HybridNodeRetriever(BaseRetriever):
         *,
         similarity_top_k: int = 4,
         weights: tuple[float, float] = HybridSettings.weights,
-        method: Method = HybridSettings.method,
+        method: HybridMethod = HybridSettings.method,
         fetch_k: int = HybridSettings.fetch_k,
         lambda_mult: float | None = None,
         filters: MetadataFilters | None = None,

@@ -12,20 +12,27 @@ from luotuo_integrations.rerank_settings import RerankSettings
 class LuotuoRerank(RerankSettings, BaseNodePostprocessor):
     """Put found nodes in the order of their relevance to the query, and leave out the rest.
 
-    The model reads a node as embedding models do: its text, with the metadata that the node does not exclude for them.
-    Arguments, loading and copies are those of ``LuotuoReranker``, the same for LangChain.
+    The model reads a node as embedding models do: its text, with the metadata that the node does not exclude for them
+    (``excluded_embed_metadata_keys``), which count for ``max_length`` and take time like any text. Which model to
+    choose, what it costs, and what happens with long texts: see ``LuotuoReranker``, the same for LangChain, whose
+    arguments, loading and copies these are.
 
     Example:
         >>> reranker = LuotuoRerank(model="BAAI/bge-reranker-base", top_n=3)
         >>> index.as_query_engine(similarity_top_k=20, node_postprocessors=[reranker])
+        >>> nodes = index.as_retriever(vector_store_query_mode="hybrid", similarity_top_k=20).retrieve(query)
+        >>> reranker.postprocess_nodes(nodes, query_str=query)
 
     Args:
-        model: A folder, or a repository name on the hub, of a reranker.
+        model: A folder, or a repository name on the hub, of a reranker: a sequence classifier such as
+            ``BAAI/bge-reranker-base``, or ``Qwen/Qwen3-Reranker-0.6B``.
         top_n: The most nodes to keep; None keeps all.
         min_score: The least relevance to keep, in [0, 1]; None keeps all.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; None takes the best there is.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        max_length: Longest query and node in tokens; nodes are cut to fit, with a warning.
+        backend: ``"auto"`` or ``"torch"``: whether the CPU may run matrix products by oneDNN, where that is faster.
+        max_length: Longest query and node in tokens; None is what the model allows, 8,192 at most. Nodes are cut to
+            fit, with a warning; a query only where it would leave its node less than a fourth of the room.
         max_tokens_per_batch: Padded tokens in one forward pass; None is 2,048 on the CPU and 16,384 on a GPU.
         instruction: What a relevant node does, for Qwen3-Reranker.
         cache_folder: Where downloads from the hub are kept.

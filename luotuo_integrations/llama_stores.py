@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode, TextNode
@@ -13,25 +12,24 @@ from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     MetadataFilters,
     VectorStoreQuery,
-    VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from luotuo_integrations.array_embeddings import fingerprint_of, gives_arrays, model_name_of
 from luotuo_integrations.llama_filters import translate_filters
+from luotuo_integrations.llama_queries import MMR_ARGUMENTS, answer
 from luotuo_integrations.store.batch import check_id
 from luotuo_integrations.store.core import FaissCore
-from luotuo_integrations.store.filters import Filter
 from luotuo_integrations.store.reader import Hit
 from luotuo_integrations.store.table import StoredDocument
-from luotuo_integrations.store.vector_math import Metric, relevance
+from luotuo_integrations.store.vector_math import Metric
 
 _DEFAULT_PATH = "./storage/default__vector_store"
 
 
 class FaissVectorStore(BasePydanticVectorStore):
-    """A vector store on faiss for LlamaIndex, with texts, deletes, filters and MMR.
+    """A vector store on faiss for LlamaIndex, with texts, deletes, filters, keywords and MMR.
 
     It is the store behind ``FAISS``: either opens what the other has saved. Similarities in results are higher for
     what is more alike: cosines, inner products, or 1 / (1 + distance) for the Euclidean metric.
@@ -43,13 +41,17 @@ class FaissVectorStore(BasePydanticVectorStore):
         >>> index.vector_store.persist("知识库")
         >>> store = FaissVectorStore.from_persist_path("知识库", embed_model)
         >>> index = VectorStoreIndex.from_vector_store(store, embed_model)
+        >>> index.as_retriever(vector_store_query_mode="hybrid", alpha=0.6).retrieve("XK-2093 卡纸")
 
     Args:
         embed_model: The model whose vectors will be added; a store that was saved then opens with the same model only.
             None checks the vectors' dimension alone.
         metric: ``"cosine"``, ``"inner_product"`` or ``"euclidean"``.
         index_factory: faiss factory string, for instance ``"Flat"`` (exact), ``"HNSW32"`` or ``"IVF256,Flat"``.
-        search_effort: How hard an approximate index looks (faiss ``nprobe`` or ``efSearch``).
+            ``"Int8"`` and ``"Binary"`` keep 1 byte or 1 bit a number in memory, compare the best candidates by their
+            whole vectors, and leave those on the disk once a saved store is opened.
+        search_effort: How hard an approximate index looks (faiss ``nprobe`` or ``efSearch``; candidates a result
+            for ``"Int8"`` and ``"Binary"``).
         device: ``"cpu"``, or ``"cuda"`` to search on a GPU.
 
     Raises:
@@ -171,11 +173,19 @@ class FaissVectorStore(BasePydanticVectorStore):
         return [as_node(stored) for stored in self._stored(node_ids, filters)]
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Find the nodes nearest to a query's vector.
+        """Find the nodes that fit a query best, by its vector, by its words, or by both.
+
+        - ``default``: nearest vectors; ``mmr``: of these, diverse ones.
+        - ``text_search``, ``sparse``: nodes that share words, or pairs of characters, with ``query_str``; similarities
+          are BM25 scores. Nodes that share nothing are not found, so maybe none is. The embedding model is not asked.
+        - ``hybrid``: both rankings, fused; similarities are fused scores up to 1. ``alpha`` weighs them: 1 takes
+          vectors alone, 0 keywords alone; None takes the weights of ``HybridSettings``.
 
         Args:
-            query: Mode ``default`` or ``mmr``. ``filters``, ``doc_ids`` and ``node_ids`` are applied before the search;
-                an empty list of ids limits nothing, as LlamaIndex's own retriever passes one.
+            query: ``similarity_top_k`` says how many nodes, unless ``sparse_top_k`` (``text_search``, ``sparse``) or
+                ``hybrid_top_k`` (``hybrid``) does; with ``hybrid``, ``sparse_top_k`` says how many of each ranking are
+                fused, 100 if it is None. ``filters``, ``doc_ids`` and ``node_ids`` are applied before the search; an
+                empty list of ids limits nothing, as LlamaIndex's own retriever passes one.
             **kwargs: For ``mmr``: ``mmr_threshold`` (1 looks at nearness only, 0 at diversity only; 0.5), and how many
                 of the nearest to choose from: ``mmr_prefetch_k``, or ``mmr_prefetch_factor`` (4) times as many as
                 wanted. Any other name raises TypeError.
@@ -184,34 +194,15 @@ class FaissVectorStore(BasePydanticVectorStore):
             Nodes, similarities and ids, best first.
 
         Raises:
-            ValueError: If the query has no vector, or asks for another mode.
+            ValueError: If the query has no vector or no text where its mode needs it, a number is out of range, or it
+                asks for another mode.
         """
-        _refuse_unknown(kwargs, "query", "mmr_threshold, mmr_prefetch_k, mmr_prefetch_factor")
-        if query.query_embedding is None:
-            msg = "The query has no query_embedding; this store compares vectors. Give the index an embed_model"
-            raise ValueError(msg)
-        vector = np.asarray(query.query_embedding, dtype=np.float32)
-        where, ids = _limits(query)
-        if query.mode == VectorStoreQueryMode.DEFAULT:
-            hits = self._core.search(vector[None], query.similarity_top_k, where=where, ids=ids)[0]
-        elif query.mode == VectorStoreQueryMode.MMR:
-            given = [kwargs.get("mmr_threshold"), query.mmr_threshold, 0.5]
-            hits = self._core.search_diverse(
-                vector,
-                query.similarity_top_k,
-                fetch_k=_prefetched(query.similarity_top_k, kwargs),
-                lambda_mult=next(value for value in given if value is not None),
-                where=where,
-                ids=ids,
-            )
-        else:
-            msg = f"The query mode {query.mode.value!r} is not possible here; type 'default' or 'mmr'"
-            raise ValueError(msg)
-        scores = [hit.score for hit in hits]
-        if self._core.metric == "euclidean":  # LlamaIndex sorts and cuts by "higher is better"
-            scores = relevance("euclidean", scores).tolist()
+        _refuse_unknown(kwargs, "query", ", ".join(MMR_ARGUMENTS))
+        hits = answer(self._core, query, kwargs)
         return VectorStoreQueryResult(
-            nodes=[as_node(hit) for hit in hits], similarities=scores, ids=[hit.id for hit in hits]
+            nodes=[as_node(hit) for hit in hits],
+            similarities=[hit.score for hit in hits],
+            ids=[hit.id for hit in hits],
         )
 
     def _stored(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[StoredDocument]:
@@ -310,22 +301,6 @@ def as_node(stored: Hit | StoredDocument) -> BaseNode:
     if "_node_content" in stored.metadata:
         return metadata_dict_to_node(stored.metadata, text=stored.content)
     return TextNode(id_=stored.id, text=stored.content, metadata=stored.metadata)  # saved by the LangChain face
-
-
-def _limits(query: VectorStoreQuery) -> tuple[Filter | None, list[str] | None]:
-    """Filter and ids that a query is limited to."""
-    where = translate_filters(query.filters)
-    if query.doc_ids:
-        by_document = {"ref_doc_id": {"$in": query.doc_ids}}
-        where = by_document if where is None else {"$and": [where, by_document]}
-    return where, query.node_ids or None
-
-
-def _prefetched(k: int, kwargs: dict[str, Any]) -> int:
-    if "mmr_prefetch_k" in kwargs and "mmr_prefetch_factor" in kwargs:
-        msg = "mmr_prefetch_k and mmr_prefetch_factor were both given; give one of them"
-        raise ValueError(msg)
-    return int(kwargs.get("mmr_prefetch_k", max(20, k * kwargs.get("mmr_prefetch_factor", 4))))
 
 
 def _folder(persist_path: str, fs: Any) -> Path:

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,11 +139,13 @@ class LinearQueryMapper:
 
     @classmethod
     def load(cls, path: str | Path) -> "LinearQueryMapper":
-        """Read what `save` wrote.
+        """Read what `save` wrote, or a folder of LlamaIndex's linear adapter; see ``from_llama_index``.
 
         Raises:
-            MapperError: If there is no such file, or it is something else.
+            MapperError: If there is no such file or folder, or it is something else.
         """
+        if Path(path).is_dir():
+            return cls.from_llama_index(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 facts = file.metadata() or {}
@@ -184,3 +187,63 @@ class LinearQueryMapper:
             raise ValueError(msg)
         shift = np.zeros(len(matrix), np.float32) if bias is None else np.asarray(bias, np.float32)
         return cls(matrix - np.eye(len(matrix), dtype=np.float32), shift, model, fingerprint)
+
+    @classmethod
+    def from_llama_index(cls, folder: str | Path, *, model: str = "", fingerprint: str = "") -> "LinearQueryMapper":
+        """Take over a linear adapter that LlamaIndex has fitted (package llama-index-embeddings-adapter).
+
+        ``LinearLayer.save``, also behind ``EmbeddingAdapterFinetuneEngine``, writes such a folder. Mapped queries point
+        where ``LinearAdapterEmbeddingModel`` moves them, and are scaled to length 1 besides, which changes no cosine.
+        No code in the files is run. Torch must be installed.
+
+        Args:
+            folder: With config.json and pytorch_model.bin.
+            model: Name of the model that the adapter was fitted for.
+            fingerprint: Fingerprint of that model, which then is checked; "" trusts the caller.
+
+        Raises:
+            MapperError: If a file is missing or damaged, the adapter is not a single linear layer, or not square.
+        """
+        weight, bias = _read_linear_layer(Path(folder))
+        try:
+            return cls.from_linear_layer(weight, bias, model=model, fingerprint=fingerprint)
+        except ValueError as error:
+            msg = f"{folder} cannot become a query mapper: {error}"
+            raise MapperError(msg) from error
+
+
+def _read_linear_layer(folder: Path) -> tuple[Vectors, Vectors | None]:
+    """Read a folder of LlamaIndex's LinearLayer -> weight and bias, float32."""
+    advice = "Give a folder that LlamaIndex's LinearLayer.save(folder) wrote, or a file of: luotuo mapper fit"
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        path = folder / "pytorch_model.bin"
+        arrays = _read_state_dict(path)
+    except ImportError:
+        raise
+    except Exception as error:  # torch's reader raises all sorts for a damaged file
+        msg = f"{path} is missing or damaged ({str(error)[:300]}). {advice}"
+        raise MapperError(msg) from error
+    if isinstance(config, dict) and "hidden_features" in config:
+        msg = (
+            f"{folder} holds a TwoLayerNN: two layers with an activation between them, which no matrix replaces. "
+            "Fit a LinearLayer instead, or type: luotuo mapper fit --pairs PAIRS.jsonl"
+        )
+        raise MapperError(msg)
+    if not {"linear.weight"} <= set(arrays) <= {"linear.weight", "linear.bias"}:
+        held = ", ".join(sorted(arrays))
+        msg = f"{path} holds {held:.200}; a linear adapter holds linear.weight, and maybe linear.bias. {advice}"
+        raise MapperError(msg)
+    return arrays["linear.weight"], arrays.get("linear.bias")
+
+
+def _read_state_dict(path: Path) -> dict[str, Vectors]:
+    import torch  # only here: whoever fits and maps needs none
+
+    if path.is_file() and not zipfile.is_zipfile(path):
+        # In torch's reader of older formats, weights_only has been circumvented (CVE-2025-32434).
+        msg = "it is no zip archive, which torch.save writes since torch 1.6"
+        raise ValueError(msg)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return {str(name): tensor.detach().float().numpy() for name, tensor in state.items()}

@@ -1,12 +1,4 @@
-"""Fitting a query mapper: three methods, chosen by cross-validation, and identity where none is surely better.
-
-X are N query vectors and Y the vectors of the passages that answer them, all of length 1; h(x) = x + A x + b.
-
-- ridge: A, b minimise sum ||h(x) - y||² + λ N ||A||²: pulled towards the answer, and towards identity.
-- procrustes: I + A is the orthogonal matrix R that minimises sum ||R x - y||² (Schönemann, 1966), b = 0.
-- contrastive: A = U V of low rank and b minimise the cross entropy of the answer among all passages, softmax of
-  cosine / temperature, plus a pull towards identity.
-"""
+"""Fitting a query mapper: the methods of ``mapper_methods``, chosen by cross-validation, or identity."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,29 +6,20 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 
 from luotuo_integrations.errors import LuotuoError
 from luotuo_integrations.evaluation import rank_values, ranks
 from luotuo_integrations.mapper import LinearQueryMapper
+from luotuo_integrations.mapper_methods import Moves, contrastive, discriminant, procrustes, ridge
 from luotuo_integrations.texts import ArrayEncoder, Vectors
 
 logger = logging.getLogger(__name__)
 
 LEAST_PAIRS = 10
 FOLDS = 5
-STRENGTHS = (0.25, 0.5, 1.0)
-RIDGES = (0.03, 0.3)
-RANKS = (8, 64)
-STEPS = 60
-LEARNING_RATE = 0.02
-PULL = 1e-3  # weight of ||U||² + ||V||² of the contrastive fit
-MOST_CANDIDATES = 2_048  # passages that a query is contrasted with at once
-CONFIDENCE = 2.5  # standard errors that an improvement must exceed; more than 1.96, for it is the best of several
+CONFIDENCE = 2.0  # standard errors that an improvement must exceed; chosen on fifteen domains, see docs/retrieval.md
 
-Moves = tuple[Vectors, Vectors]  # A (D, D) and b (D,)
 Report = dict[str, str | int | float]
 Fit = Callable[[Vectors, Vectors, NDArray[np.int64]], Moves]
 
@@ -52,76 +35,22 @@ class Candidate:
     Attributes:
         name: For the report.
         fit: (queries (N, D), passages (P, D), positives (N,)) to A and b.
+        strengths: What A and b are multiplied with, from 0 (identity) to 1.
     """
 
     name: str
     fit: Fit
-
-
-def ridge(queries: Vectors, passages: Vectors, positives: NDArray[np.int64], penalty: float) -> Moves:
-    """Closed form: (A | b) of the least squares from x to y - x, penalised by ``penalty`` N ||A||²."""
-    wanted = passages[positives] - queries  # (N, D)
-    means = queries.mean(0), wanted.mean(0)
-    centred = queries - means[0]
-    covariance = centred.T @ centred / len(queries)  # (D, D)
-    # In units of the vectors' own spread, so that one penalty suits every model.
-    penalties = penalty * np.trace(covariance) / len(covariance) * np.eye(len(covariance), dtype=np.float32)
-    matrix = np.linalg.solve(covariance + penalties, centred.T @ (wanted - means[1]) / len(queries)).T
-    return matrix.astype(np.float32), (means[1] - matrix @ means[0]).astype(np.float32)
-
-
-def procrustes(queries: Vectors, passages: Vectors, positives: NDArray[np.int64]) -> Moves:
-    """The rotation, or reflection, that takes queries nearest to their passages."""
-    left, _, right = np.linalg.svd(passages[positives].T @ queries)
-    size = queries.shape[1]
-    return (left @ right - np.eye(size)).astype(np.float32), np.zeros(size, np.float32)
-
-
-def contrastive(
-    queries: Vectors, passages: Vectors, positives: NDArray[np.int64], rank: int, *, steps: int = STEPS, seed: int = 0
-) -> Moves:
-    """Low-rank A and b by Adam on the cross entropy over the passages.
-
-    The temperature is half the spread of a query's cosines, so that one setting suits models whose cosines lie in a
-    narrow range and others. Beyond 2,048 passages each step draws so many, the answers of its queries among them.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    size = queries.shape[1]
-    x, y, targets = torch.from_numpy(queries), torch.from_numpy(passages), torch.from_numpy(positives)
-    sample = x[torch.randperm(len(x), generator=generator)[:512]]
-    temperature = max(0.5 * float((sample @ y.T).std(dim=1).mean()), 1e-3)
-    up = torch.zeros(size, rank, requires_grad=True)
-    down = (torch.randn(rank, size, generator=generator) / size**0.5).requires_grad_()
-    bias = torch.zeros(size, requires_grad=True)
-    optimizer = torch.optim.Adam([up, down, bias], lr=LEARNING_RATE)
-    for _ in range(steps):
-        rows, candidates, places = _drawn(targets, len(y), generator)
-        mapped = F.normalize(x[rows] + x[rows] @ down.T @ up.T + bias, dim=1)
-        loss = F.cross_entropy(mapped @ y[candidates].T / temperature, places)
-        loss = loss + PULL * (up.square().sum() + down.square().sum() + bias.square().sum())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    matrix: Vectors = (up @ down).detach().numpy()
-    return matrix, bias.detach().numpy()
-
-
-def _drawn(
-    targets: torch.Tensor, passages: int, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows of a step, the passages that they choose among, and where among these their answers stand."""
-    if passages <= MOST_CANDIDATES:
-        return torch.arange(len(targets)), torch.arange(passages), targets
-    rows = torch.randperm(len(targets), generator=generator)[: MOST_CANDIDATES // 4]
-    others = torch.randperm(passages, generator=generator)[: MOST_CANDIDATES - len(rows)]
-    candidates, inverse = torch.unique(torch.cat([targets[rows], others]), return_inverse=True)
-    return rows, candidates, inverse[: len(rows)]
+    strengths: tuple[float, ...]
 
 
 CANDIDATES = (
-    *(Candidate(f"ridge, penalty {one}", partial(ridge, penalty=one)) for one in RIDGES),
-    Candidate("procrustes", procrustes),
-    *(Candidate(f"contrastive, rank {one}", partial(contrastive, rank=one)) for one in RANKS),
+    *(
+        Candidate(f"discriminant, shrinkage {one}", partial(discriminant, shrinkage=one), (0.5, 0.7))
+        for one in (0.3, 1.0)
+    ),
+    Candidate("contrastive, rank 64", partial(contrastive, rank=64), (0.25, 0.5)),
+    Candidate("ridge, penalty 0.3", partial(ridge, penalty=0.3), (0.25, 0.5, 1.0)),
+    Candidate("procrustes", procrustes, (0.25, 0.5)),
 )
 
 
@@ -138,7 +67,7 @@ def fit_mapper(
 
     Every method and strength is fitted on four fifths of the passages' queries and judged on the queries of the last
     fifth, among all passages, by the mean reciprocal rank. The best is taken where it is better than no mapper by more
-    than 2.5 standard errors of the paired difference; then it is fitted on everything.
+    than two standard errors of the paired difference; then it is fitted on everything.
 
     Args:
         queries: float32 (N, D), of length 1, as the model embeds queries.
@@ -223,13 +152,14 @@ def _held_back(
     queries: Vectors, passages: Vectors, places: NDArray[np.int64], folds: list[NDArray[np.bool_]]
 ) -> dict[tuple[str, float], NDArray[np.float64]]:
     """Reciprocal rank of each query under each method and strength, fitted without it."""
-    values = {(one.name, strength): np.zeros(len(queries)) for one in CANDIDATES for strength in STRENGTHS}
+    values = {(one.name, strength): np.zeros(len(queries)) for one in CANDIDATES for strength in one.strengths}
     for held in folds:
         kept = ~held
-        known, own = np.unique(places[kept], return_inverse=True)  # a held-back answer is no negative to learn from
+        known = np.setdiff1d(np.arange(len(passages)), places[held])  # a held-back answer is no negative to learn from
+        own = np.searchsorted(known, places[kept])
         for one in CANDIDATES:
-            matrix, bias = one.fit(queries[kept], passages[known], own.astype(np.int64))
-            for strength in STRENGTHS:
+            matrix, bias = one.fit(queries[kept], passages[known], own)
+            for strength in one.strengths:
                 mapped = LinearQueryMapper(strength * matrix, strength * bias)(queries[held])
                 values[one.name, strength][held] = _reciprocal_ranks(mapped, passages, places[held])
     return values

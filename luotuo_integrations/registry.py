@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from luotuo_integrations.errors import ModelFormatError, ModelNotFoundError
 
@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "luotuo-mini"
 ASSETS = Path(__file__).parent / "assets"
+
+# Rerankers that are known to load, for messages; they need no card: all that must be known is in their folders.
+RERANKERS = ("BAAI/bge-reranker-base", "BAAI/bge-reranker-v2-m3", "Qwen/Qwen3-Reranker-0.6B")
 
 # What is fetched from the hub: configuration, tokenizer and safetensors of the folder, and its numbered modules.
 # Never code, never pickled weights of a backbone.
@@ -200,13 +203,20 @@ def find_card(name: str | Path) -> ModelCard | None:
     return None
 
 
-def resolve(name: str | Path, *, cache_folder: str | Path | None = None, revision: str | None = None) -> Path:
+def resolve(
+    name: str | Path,
+    *,
+    cache_folder: str | Path | None = None,
+    revision: str | None = None,
+    kind: Literal["embedding", "reranker"] = "embedding",
+) -> Path:
     """Find the folder of a model: bundled, then an existing folder, then the hub cache, then the hub.
 
     Args:
         name: A name in ``CARDS``, any repository name on the hub (``owner/name``), or a folder.
         cache_folder: Where the hub's files are kept; None is the hub library's own cache.
         revision: Commit, branch or tag on the hub.
+        kind: What the model is wanted for: an error tells which models of that kind there are.
 
     Returns:
         The folder. Nothing in it is opened.
@@ -223,15 +233,17 @@ def resolve(name: str | Path, *, cache_folder: str | Path | None = None, revisio
         return folder
     if folder.is_absolute() or str(name).count("/") != 1 or str(name).startswith((".", "~")):
         reason = "it is no folder, and no name in the registry or on the hub"
-        known = find_card(name) if len(folder.parts) == 1 else None
-        raise ModelNotFoundError(_not_found(name, f"{reason}; is it {known.name!r}?" if known else reason))
+        known = _known_name(str(name), kind) if len(folder.parts) == 1 else None
+        raise ModelNotFoundError(_not_found(name, f"{reason}; is it {known!r}?" if known else reason, kind))
     if card is not None and card.remote_code:
         msg = f"{card.name} cannot be loaded as it is on the hub. {card.note}"
         raise ModelFormatError(msg)
-    return _from_hub(str(name), card, cache_folder, revision or (card.revision if card is not None else None))
+    return _from_hub(str(name), card, cache_folder, revision or (card.revision if card is not None else None), kind)
 
 
-def _from_hub(name: str, card: ModelCard | None, cache_folder: str | Path | None, revision: str | None) -> Path:
+def _from_hub(
+    name: str, card: ModelCard | None, cache_folder: str | Path | None, revision: str | None, kind: str
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -249,10 +261,10 @@ def _from_hub(name: str, card: ModelCard | None, cache_folder: str | Path | None
         folder = Path(snapshot_download(repository, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = f"the hub could not be reached or refused ({type(error).__name__}; HF_ENDPOINT may name a mirror)"
-        raise ModelNotFoundError(_not_found(name, reason) + note) from error
+        raise ModelNotFoundError(_not_found(name, reason, kind) + note) from error
     if not _is_complete(folder):  # where the hub cannot be reached, its library returns what there is
         reason = f"{folder} lacks configuration or *.safetensors: an interrupted download, or the hub has none of them"
-        raise ModelNotFoundError(_not_found(name, reason) + note)
+        raise ModelNotFoundError(_not_found(name, reason, kind) + note)
     return folder
 
 
@@ -273,7 +285,21 @@ def _is_complete(folder: Path) -> bool:
     return all((parent / shard).is_file() for parent, weight_map in maps for shard in weight_map.values())
 
 
-def _not_found(name: str | Path, reason: str) -> str:
+def _known_name(name: str, kind: str) -> str | None:
+    """The whole name of a model that was typed without its owner."""
+    if kind == "reranker":
+        return next((known for known in RERANKERS if known.split("/")[-1] == name), None)
+    card = find_card(name)
+    return None if card is None else card.name
+
+
+def _not_found(name: str | Path, reason: str, kind: str) -> str:
+    if kind == "reranker":
+        return (
+            f"No reranker {str(name)!r}: {reason}. Give a folder that holds config.json, or a repository name "
+            f"'owner/name', such as {', '.join(RERANKERS)}, that is in the hub's cache or can be downloaded. The "
+            "package brings no reranker: without a network, download one elsewhere and give its folder."
+        )
     return (
         f"No model {str(name)!r}: {reason}. Give a folder that holds config.json, a repository name 'owner/name', "
         f"or one of: {', '.join(CARDS)}. Without a network, {DEFAULT_MODEL!r} is in the package."

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from luotuo_integrations.errors import ModelFormatError
 from luotuo_integrations.model_folder import read_json, read_object
 from luotuo_integrations.pretrained import load_weights, quiet, read_config
+from luotuo_integrations.registry import RERANKERS
 from luotuo_integrations.rerank_prompts import RerankPrompt, pair_prompt, qwen_prompt, single_token
 from luotuo_integrations.tokenization import TextTokenizer
 
-_SUGGESTION = "Rerankers are for instance BAAI/bge-reranker-base, BAAI/bge-reranker-v2-m3, Qwen/Qwen3-Reranker-0.6B"
+_SUGGESTION = f"Rerankers are for instance {', '.join(RERANKERS)}"
 
 
 class ClassifierMargin(nn.Module):
@@ -27,6 +28,11 @@ class ClassifierMargin(nn.Module):
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
         self.classifier = classifier
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The model with its embeddings, as ``AnswerMargin`` and embedding models call it."""
+        return self.classifier
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Judge a padded batch.

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from luotuo_integrations.cross_encoder import CrossEncoder
 
 _MODEL_FIELDS = (
-    "model", "device", "dtype", "max_length", "max_tokens_per_batch", "instruction", "cache_folder", "revision",
-    "trust_remote_code",
+    "model", "device", "dtype", "backend", "max_length", "max_tokens_per_batch", "instruction", "cache_folder",
+    "revision", "trust_remote_code",
 )  # fmt: skip
 
 
@@ -54,6 +54,7 @@ class RerankSettings(BaseModel):
     min_score: float | None = Field(default=None, ge=0, le=1)
     device: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    backend: Literal["auto", "torch"] = "auto"
     max_length: int | None = Field(default=None, ge=1)
     max_tokens_per_batch: int | None = Field(default=None, ge=1)
     instruction: str | None = None

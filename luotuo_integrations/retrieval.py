@@ -74,7 +74,8 @@ class BM25Retriever(BaseRetriever):
     Args:
         documents: What to search in.
         k: The most documents to return, from 1; ``retriever.invoke(query, k=10)`` sets it for one call.
-        tokenizer: ``"bigrams"`` (pairs of characters) or ``"words"`` (dictionary words); see ``KeywordTokenizer``.
+        tokenizer: ``"bigrams"`` (pairs of characters), ``"words"`` (dictionary words) or ``"both"``; see
+            ``KeywordTokenizer``.
         user_words: Words of one's own trade, which a dictionary may lack; see there.
 
     Example:
@@ -85,7 +86,7 @@ class BM25Retriever(BaseRetriever):
 
     documents: list[Document] = Field(repr=False)
     k: int = Field(default=4, ge=1)
-    tokenizer: TokenizerKind = "bigrams"
+    tokenizer: TokenizerKind = "both"
     user_words: tuple[str, ...] = ()
     _tokens: KeywordTokenizer = PrivateAttr()
     _index: KeywordIndex = PrivateAttr()
@@ -104,7 +105,7 @@ class BM25Retriever(BaseRetriever):
         documents: Sequence[Document],
         *,
         k: int = 4,
-        tokenizer: TokenizerKind = "bigrams",
+        tokenizer: TokenizerKind = "both",
         user_words: Sequence[str] = (),
     ) -> Self:
         """Make a retriever; the arguments are the class's."""

@@ -39,7 +39,10 @@ class FAISS(SearchableStore):
         embedding: A LangChain Embeddings object. LuotuoEmbeddings hands its vectors over as arrays.
         metric: ``"cosine"``, ``"inner_product"`` or ``"euclidean"``.
         index_factory: faiss factory string: ``"Flat"`` is exact, ``"HNSW32"`` or ``"IVF256,Flat"`` are for millions.
-        search_effort: How hard an approximate index looks (faiss ``nprobe`` or ``efSearch``).
+            ``"Int8"`` and ``"Binary"`` keep 1 byte or 1 bit a number in memory, compare the best candidates by their
+            whole vectors, and leave those on the disk once a saved store is opened.
+        search_effort: How hard an approximate index looks (faiss ``nprobe`` or ``efSearch``; candidates a result
+            for ``"Int8"`` and ``"Binary"``).
         device: ``"cpu"``, or ``"cuda"`` to search on a GPU.
 
     Raises:

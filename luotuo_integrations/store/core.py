@@ -14,10 +14,11 @@ from luotuo_integrations.store.index import VectorIndex
 from luotuo_integrations.store.index_kinds import IndexKind
 from luotuo_integrations.store.keyword_index import KeywordIndex
 from luotuo_integrations.store.reader import StoreReader
+from luotuo_integrations.store.rescoring import RESCORED, RescoredIndex, new_index
 from luotuo_integrations.store.table import DocumentTable, Rows
 from luotuo_integrations.store.vector_math import Matrix, Metric, as_matrix
 
-_INDEX, _DOCUMENTS, _KEYWORDS = "index.faiss", "documents.sqlite", "keywords.safetensors"
+_DOCUMENTS, _KEYWORDS = "documents.sqlite", "keywords.safetensors"
 
 
 class FaissCore(StoreReader):
@@ -29,8 +30,9 @@ class FaissCore(StoreReader):
     Args:
         dimension: Length D of a vector; None takes it from the first vectors.
         metric: ``"cosine"``, ``"inner_product"`` or ``"euclidean"``.
-        index_factory: faiss factory string, for instance ``"Flat"``, ``"HNSW32"`` or ``"IVF256,Flat"``.
-        search_effort: How hard an approximate index looks; see ``VectorIndex``.
+        index_factory: faiss factory string, for instance ``"Flat"``, ``"HNSW32"`` or ``"IVF256,Flat"``; or
+            ``"Int8"`` or ``"Binary"``: short codes in memory, see ``store.rescoring``.
+        search_effort: How hard an approximate index looks; see ``VectorIndex`` and ``RescoredIndex``.
         fingerprint: Of the model that makes the vectors; "" for an unknown one.
         model: Its name, for messages.
         device: ``"cpu"``, or ``"cuda"`` to search on a GPU.
@@ -58,7 +60,7 @@ class FaissCore(StoreReader):
         self._factory, self._effort, self._device = index_factory, search_effort, device
         self._next_row = 0
         self._index = None if dimension is None else self._new_index(dimension)
-        if dimension is None and index_factory == "Flat":
+        if dimension is None and index_factory in ("Flat", *RESCORED):
             self._new_index(1)  # refuses a device or a missing faiss now, not after texts have been embedded
 
     def __repr__(self) -> str:
@@ -136,7 +138,7 @@ class FaissCore(StoreReader):
             index.discard(replaced)
             if keywords is not None:
                 keywords.discard(replaced)
-            self._index = index
+            self._index, self._spread = index, None
 
     def train(self, vectors: Any) -> None:
         """Train an IVF, PQ or SQ index on typical vectors before the first are added; others need none.
@@ -183,6 +185,7 @@ class FaissCore(StoreReader):
             self._index.discard(rows)
             if keywords is not None:
                 keywords.discard(rows)
+            self._spread = None
         return len(rows)
 
     def _keywords_to_change(self) -> KeywordIndex | None:
@@ -196,7 +199,7 @@ class FaissCore(StoreReader):
         with self._lock.write():
             if self._index is not None:
                 self._index = self._new_index(self._index.dimension)
-            self._table = DocumentTable()
+            self._table, self._spread = DocumentTable(), None
             if self._keywords is not None:
                 self._keywords = KeywordIndex(self._keywords.tokenizer)
 
@@ -231,7 +234,7 @@ class FaissCore(StoreReader):
             }
             parts = {_DOCUMENTS: self._table.write}
             if self._index is not None:
-                parts[_INDEX] = self._index.write
+                parts.update(self._index.parts())
             if self._keywords is not None:
                 parts[_KEYWORDS] = self._keywords.save
             StoreFolder(folder).save(facts, parts)
@@ -246,8 +249,9 @@ class FaissCore(StoreReader):
             folder: The folder.
             device: ``"cpu"``, or ``"cuda"`` to search on a GPU.
             verify: Compare all checksums, which reads every byte; sizes are always checked.
-            memory_map: Read documents and a Flat index from their files as they are needed, instead of all at once.
-                Nobody may overwrite the files meanwhile; a later ``save`` does not, it makes new ones.
+            memory_map: Read documents, and the vectors of a Flat, Int8 or Binary index, from their files as they are
+                needed, instead of all at once. Nobody may overwrite the files meanwhile; a later ``save`` does not, it
+                makes new ones.
 
         Raises:
             FileNotFoundError: If the folder holds no store.
@@ -266,17 +270,20 @@ class FaissCore(StoreReader):
         core._table = DocumentTable(manifest.path(_DOCUMENTS), in_place=memory_map)
         core._next_row = facts["next_row"]
         rows = core._table.rows()
-        path = manifest.path(_INDEX)
-        if len(rows) != facts["count"] or (len(rows) and (rows[-1] >= core._next_row or path is None)):
+        parts = () if core._index is None else core._index.parts().keys()
+        paths = {part: path for part in parts if (path := manifest.path(part)) is not None}
+        if len(rows) != facts["count"] or len(paths) < len(parts):
             raise _unlike(manifest)
-        if core._index is not None and path is not None:
-            core._index.read(path, rows, memory_map=memory_map)
+        if len(rows) and (rows[-1] >= core._next_row or core._index is None):
+            raise _unlike(manifest)
+        if core._index is not None:
+            core._index.restore(paths, rows, memory_map=memory_map)
         core._keywords = _restored_keywords(manifest, len(rows), read=not memory_map)
         return core
 
-    def _new_index(self, dimension: int) -> VectorIndex:
+    def _new_index(self, dimension: int) -> VectorIndex | RescoredIndex:
         kind = IndexKind(dimension, self._metric, self._factory)
-        return VectorIndex(kind, search_effort=self._effort, device=self._device)
+        return new_index(kind, search_effort=self._effort, device=self._device)
 
 
 def _restored_keywords(manifest: Manifest, count: int, *, read: bool) -> KeywordIndex | None:

@@ -3,7 +3,8 @@
 ::
 
     manifest.json                which files count, their sizes and SHA-256 checksums, and what the store is
-    index-000003.faiss           vectors
+    index-000003.faiss           vectors, or their codes
+    vectors-000003.npy           whole vectors, float32, if the index holds codes of them only
     documents-000003.sqlite      documents
     keywords-000003.safetensors  the keyword index, if the store has one
     save.lock                    empty; lets one save at a time run in the folder
@@ -30,7 +31,9 @@ MANIFEST = "manifest.json"
 
 _LOCK = "save.lock"
 _LOCK_SECONDS = 600.0
-_NUMBERED = re.compile(r"(?:index-(\d{6,})\.faiss|documents-(\d{6,})\.sqlite|keywords-(\d{6,})\.safetensors)")
+_NUMBERED = re.compile(
+    r"(?:index-(\d{6,})\.faiss|documents-(\d{6,})\.sqlite|keywords-(\d{6,})\.safetensors|vectors-(\d{6,})\.npy)"
+)
 _BLOCK = 1 << 20
 
 T = TypeVar("T")
@@ -44,7 +47,7 @@ class Manifest:
         folder: The folder.
         number: Number of the save that wrote it; each save has a higher one.
         facts: What the store says of itself: metric, dimension, model and so on.
-        files: Name of each part ("index.faiss", "documents.sqlite", "keywords.safetensors") ->
+        files: Name of each part ("index.faiss", "vectors.npy", "documents.sqlite", "keywords.safetensors") ->
             {"name", "bytes", "sha256"}.
     """
 
@@ -175,7 +178,7 @@ class StoreFolder:
         for path in self.path.iterdir():
             match = _NUMBERED.fullmatch(path.name)
             if match:
-                yield path, int(match[1] or match[2] or match[3])
+                yield path, int(match[match.lastindex or 1])
 
     def _replace_manifest(self, content: dict[str, Any]) -> None:
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **content}

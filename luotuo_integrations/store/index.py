@@ -1,6 +1,6 @@
 """The vectors of a store: a faiss index keyed by row numbers, where any row can be selected, removed and read back."""
 
-import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,12 +8,15 @@ import numpy as np
 
 from luotuo_integrations._optional import require
 from luotuo_integrations.errors import StoreCorruptError
+from luotuo_integrations.store.comparing import CHUNK, final_scores, nearest_rows
+from luotuo_integrations.store.faiss_files import can_map, read_faiss, write_faiss
 from luotuo_integrations.store.gpu_copy import MOST_RESULTS, GpuCopy
-from luotuo_integrations.store.index_kinds import Family, IndexKind, family_of, innermost, last_line, training_size
+from luotuo_integrations.store.index_kinds import Family, IndexKind, family_of, innermost, training_size
 from luotuo_integrations.store.table import Rows
 from luotuo_integrations.store.vector_math import Matrix, unit_rows
 
-_CHUNK = 65_536
+INDEX = "index.faiss"
+
 # A filter that lets few rows of an HNSW graph through is searched exactly: a walk over the graph would miss some.
 _EXACT_SHARE, _EXACT_ROWS = 0.1, 20_000
 # faiss' selection looks at every row of a Flat index, for each query: a few rows, or rows for many queries, are copied
@@ -136,8 +139,8 @@ class VectorIndex:
                 return  # too little is left to train on; what there is still works
             step = max(1, len(rows) // (needed * _TRAINING_ROWS_PER_CENTROID))
             fresh.train(self.vectors(rows[::step]))
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
             fresh.add_with_ids(self.vectors(chunk), chunk)
         self._changed()
         self._index, self._mapped = fresh, False
@@ -185,11 +188,7 @@ class VectorIndex:
         short = (rows < 0).any(axis=1)
         if short.any():  # the lists visited, or the part of the graph walked, held too few
             scores[short], rows[short] = self._search_everywhere(queries[short], k, allowed)
-        if self._kind.metric == "cosine":
-            scores = np.clip(scores, -1.0, 1.0)
-        elif self._kind.metric == "euclidean":
-            scores = np.sqrt(np.maximum(scores, 0.0))  # faiss gives squares
-        return scores, rows
+        return final_scores(scores, self._kind.metric), rows
 
     def _compares(self, queries: int, allowed: Rows) -> bool:
         """Tell whether to compare with each allowed row instead of letting faiss select them."""
@@ -215,17 +214,7 @@ class VectorIndex:
         return scores, np.where(places < 0, -1, self._held()[places])
 
     def _compare(self, queries: Matrix, k: int, rows: Rows) -> tuple[Matrix, Rows]:
-        """Search by comparing with each of the rows, a chunk at a time."""
-        best, best_rows = np.zeros((len(queries), 0), dtype=np.float32), np.zeros((len(queries), 0), dtype=np.int64)
-        sign = 1 if self._kind.metric == "euclidean" else -1
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            metric = self._kind.faiss_metric()
-            scores, places = self._faiss.knn(queries, self.vectors(chunk), min(k, len(chunk)), metric=metric)
-            best, best_rows = np.hstack([best, scores]), np.hstack([best_rows, chunk[places]])
-            order = np.argsort(sign * best, axis=1, kind="stable")[:, :k]
-            best, best_rows = np.take_along_axis(best, order, 1), np.take_along_axis(best_rows, order, 1)
-        return best, best_rows
+        return nearest_rows(queries, k, rows, self.vectors, self._kind.metric)
 
     def _parameters(self, k: int, allowed: Rows | None, *, everywhere: bool = False) -> Any:
         """Which rows to look at and how hard to look, as faiss takes it."""
@@ -254,12 +243,17 @@ class VectorIndex:
 
     # -- files --------------------------------------------------------------------------------------------------------
 
+    def parts(self) -> dict[str, Callable[[Path], None]]:
+        """Name of each file of a saved store that this index fills -> the function that writes it."""
+        return {INDEX: self.write}
+
+    def restore(self, paths: Mapping[str, Path], rows: Rows, *, memory_map: bool) -> None:
+        """Take the vectors from the files that ``parts`` names; see ``read``."""
+        self.read(paths[INDEX], rows, memory_map=memory_map)
+
     def write(self, path: Path) -> None:
         """Write the index to a new file, through a Python file so that any path works."""
-        with path.open("xb") as file:
-            writer = self._faiss.PyCallbackIOWriter(file.write)
-            self._faiss.write_index(self._index, writer)
-            del writer  # it holds back a last block until then
+        write_faiss(self._index, path)
 
     def read(self, path: Path, rows: Rows, *, memory_map: bool) -> None:
         """Take the vectors from a file that ``write`` made.
@@ -272,16 +266,8 @@ class VectorIndex:
         Raises:
             StoreCorruptError: If the file is damaged or holds another kind of index.
         """
-        mapped = memory_map and self._can_map(path)
-        try:
-            if mapped:
-                index = self._faiss.read_index(str(path), self._faiss.IO_FLAG_MMAP_IFC)
-            else:
-                with path.open("rb") as file:
-                    index = self._faiss.read_index(self._faiss.PyCallbackIOReader(file.read))
-        except RuntimeError as error:  # faiss raises nothing else
-            msg = f"{path} is damaged: {last_line(error)}. Restore the folder, or build the store again"
-            raise StoreCorruptError(msg) from error
+        mapped = memory_map and self._kind.factory == "Flat" and can_map(path)
+        index = read_faiss(path, memory_map=mapped)
         if not self._kind.matches(index):
             msg = f"{path} is not the kind of index that manifest.json names. Restore the folder, or build it again"
             raise StoreCorruptError(msg)
@@ -294,14 +280,6 @@ class VectorIndex:
             msg = f"{path} lacks the vectors of {lacking} documents. Restore the folder, or build the store again"
             raise StoreCorruptError(msg)
         self.discard(np.setdiff1d(held, rows, assume_unique=True))
-
-    def _can_map(self, path: Path) -> bool:
-        # faiss opens the file itself; on Windows it can do so only where the path is plain ASCII.
-        return (
-            self._kind.factory == "Flat"
-            and hasattr(self._faiss, "IO_FLAG_MMAP_IFC")
-            and (os.name == "posix" or str(path).isascii())
-        )
 
     def _own(self) -> None:
         """Copy a memory-mapped index into memory first: faiss ends the whole process when a mapped one is changed."""

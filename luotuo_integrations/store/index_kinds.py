@@ -4,6 +4,7 @@ import re
 from typing import Any, Literal, NamedTuple
 
 from luotuo_integrations._optional import require
+from luotuo_integrations.store.comparing import faiss_metric
 from luotuo_integrations.store.vector_math import Metric
 
 Family = Literal["flat", "pq", "hnsw", "ivf"]
@@ -20,7 +21,9 @@ _FAMILIES: dict[str, Family] = {
     "IndexIVFPQ": "ivf",
     "IndexIVFScalarQuantizer": "ivf",
 }
-_EXAMPLES = "'Flat' (exact), 'SQ8', 'PQ32', 'HNSW32', 'IVF256,Flat', 'IVF256,PQ16', 'PCA64,IVF256,Flat'"
+_EXAMPLES = (
+    "'Flat' (exact), 'Int8', 'Binary', 'SQ8', 'PQ32', 'HNSW32', 'IVF256,Flat', 'IVF256,PQ16', 'PCA64,IVF256,Flat'"
+)
 
 
 class IndexKind(NamedTuple):
@@ -45,7 +48,7 @@ class IndexKind(NamedTuple):
         """
         faiss = require("faiss", extra="faiss")
         try:
-            index = faiss.index_factory(self.dimension, self.factory, self.faiss_metric())
+            index = faiss.index_factory(self.dimension, self.factory, faiss_metric(self.metric))
         except RuntimeError as error:  # faiss raises nothing else
             msg = f"index_factory={self.factory!r} cannot be built for dimension {self.dimension}: {last_line(error)}. "
             raise ValueError(msg + f"Type for instance {_EXAMPLES}") from error
@@ -64,11 +67,6 @@ class IndexKind(NamedTuple):
         # because the map expects the numbers behind a removed row to move up. The table finds single rows.
         faiss.extract_index_ivf(index).set_direct_map_type(faiss.DirectMap.Hashtable)
         return index
-
-    def faiss_metric(self) -> int:
-        """Number that faiss gives the metric; cosine is the inner product of vectors of length 1."""
-        faiss = require("faiss", extra="faiss")
-        return int(faiss.METRIC_L2 if self.metric == "euclidean" else faiss.METRIC_INNER_PRODUCT)
 
     def matches(self, index: Any) -> bool:
         """Tell whether an index that was read from a file is of this kind."""

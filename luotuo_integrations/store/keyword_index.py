@@ -141,6 +141,26 @@ class KeywordIndex:
         hits = hits[np.argsort(-scores[hits], kind="stable")[:k]]
         return scores[hits], rows[hits]
 
+    def ceiling(self, query: str) -> float:
+        """What no score of a query reaches: the sum of ``ln(1 + (N - n_t + 0.5) / (n_t + 0.5))`` over its tokens.
+
+        A text that held every token many times would come near it; tokens that no text holds count too. A score divided
+        by it tells how much of the query a text holds, from 0 to 1, whatever the query's length.
+
+        Raises:
+            StoreCorruptError: If the index was opened from a file that turns out to be damaged.
+            TypeError: If the query is not a string.
+        """
+        tokens = self.tokenizer(query)
+        bm25, rows = self._built()
+        known = [self._vocabulary[token] for token in tokens if token in self._vocabulary]
+        held = np.zeros(len(tokens), np.float64)  # in how many texts each token is
+        if bm25 is not None and known:
+            starts = bm25.scores["indptr"]
+            numbers = np.array(known)
+            held[: len(known)] = starts[numbers + 1] - starts[numbers]
+        return float(np.log1p((len(rows) - held + 0.5) / (held + 0.5)).sum())
+
     def _built(self) -> _Matrix:
         with self._mutex:
             self.read()

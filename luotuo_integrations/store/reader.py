@@ -29,10 +29,19 @@ from luotuo_integrations.store.filters import Condition, Filter, Predicate, comp
 from luotuo_integrations.store.index import VectorIndex
 from luotuo_integrations.store.keyword_index import DEFAULT_TOKENIZER, KeywordIndex
 from luotuo_integrations.store.locks import ReadWriteLock
+from luotuo_integrations.store.rescoring import RescoredIndex
 from luotuo_integrations.store.table import DocumentTable, Rows, StoredDocument
-from luotuo_integrations.store.vector_math import Matrix, Metric, as_matrix, check_metric, maximal_marginal_relevance
+from luotuo_integrations.store.vector_math import (
+    Matrix,
+    Metric,
+    as_matrix,
+    check_metric,
+    maximal_marginal_relevance,
+    score_spread,
+)
 
 _TEXTS_AT_A_TIME = 10_000
+_SPREAD_SAMPLE = 256
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,10 @@ class StoreReader:
         self.fingerprint, self.model = fingerprint, model
         self._lock = ReadWriteLock()
         self._table = DocumentTable()
-        self._index: VectorIndex | None = None  # None until the dimension is known
+        self._index: VectorIndex | RescoredIndex | None = None  # None until the dimension is known
         self._keywords: KeywordIndex | None = None  # None until keywords are asked for
         self._building_keywords = threading.Lock()
+        self._spread: float | None = None  # None after a change
 
     def __len__(self) -> int:
         with self._lock.read():
@@ -168,6 +178,11 @@ class StoreReader:
             documents = self._table.documents(rows)
             return [Hit(*documents[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
 
+    def keyword_ceiling(self, query: str) -> float:
+        """What no score of ``keyword_search`` reaches for this query; see ``KeywordIndex.ceiling``."""
+        with self._lock.read():
+            return self._keyword_index().ceiling(query)
+
     def use_keywords(self, tokenizer: KeywordTokenizer = DEFAULT_TOKENIZER) -> None:
         """Build the keyword index with this tokenizer now, unless that is the one it has.
 
@@ -214,6 +229,18 @@ class StoreReader:
                 msg = f"{len(missing)} ids are not in the store, for instance {missing[0]!r}"
                 raise ValueError(msg)
             return self._vectors(np.array([rows[id_] for id_ in wanted], dtype=np.int64))
+
+    def spread(self) -> float:
+        """Standard deviation of the scores between documents, over pairs of up to 256; 0 of fewer than three.
+
+        They stand at equal distances in the order in which they were added, so that the same store gives the same.
+        """
+        with self._lock.read():
+            if self._spread is None:
+                rows = self._table.rows()
+                places = np.linspace(0, len(rows) - 1, min(len(rows), _SPREAD_SAMPLE)).astype(np.int64)
+                self._spread = score_spread(self._metric, self._vectors(rows[places]))
+            return self._spread
 
     def export(self) -> tuple[list[StoredDocument], Matrix]:
         """All documents and their vectors (N, D), of one moment, in the order in which they were added."""

@@ -81,6 +81,18 @@ def unit_rows(matrix: Matrix) -> Matrix:
     return scaled
 
 
+def score_spread(metric: Metric, vectors: Matrix) -> float:
+    """Standard deviation of the scores of all pairs of different rows of ``vectors`` (N, D); 0 if N < 3."""
+    if len(vectors) < 3:
+        return 0.0
+    rows = (unit_rows(vectors) if metric == "cosine" else vectors).astype(np.float64)
+    scores = rows @ rows.T
+    if metric == "euclidean":
+        squares = np.diag(scores)
+        scores = np.sqrt(np.maximum(squares[:, None] + squares - 2 * scores, 0.0))
+    return float(scores[np.triu_indices(len(rows), 1)].std())
+
+
 def relevance(metric: Metric, scores: npt.ArrayLike) -> Scores:
     """Turn scores into relevances in [0, 1], always in the order of similarity.
 

@@ -115,11 +115,12 @@ def test_bigrams() -> None:
 def test_the_kinds_are_the_functions() -> None:
     text = "试用期三个月，ChatGLM-6B請病假①次"
     assert KeywordTokenizer("words")(text) == words(text)
-    assert KeywordTokenizer()(text) == character_bigrams(text)
+    assert KeywordTokenizer("bigrams")(text) == character_bigrams(text)
+    assert KeywordTokenizer()(text) == [*character_bigrams(text), *words(text)]
 
 
 @pytest.mark.parametrize("user_words", [(), ("试用期三", "驼峰井", "ABc", "年假 ，")])
-@pytest.mark.parametrize("kind", ["words", "bigrams"])
+@pytest.mark.parametrize("kind", ["words", "bigrams", "both"])
 def test_a_token_is_what_stands_at_its_place(kind, user_words: tuple[str, ...]) -> None:
     tokenizer, generator = KeywordTokenizer(kind, user_words), random.Random(kind)
     for length in range(60):
@@ -153,7 +154,15 @@ def test_pairs_get_the_users_words_beside_them() -> None:
     assert tokenizer("用chatglm-6b") == ["用", "chatglm", "6b"]
 
 
-@pytest.mark.parametrize("kind", ["words", "bigrams"])
+def test_both_kinds_keep_the_users_words_whole_among_the_words() -> None:
+    both, dictionary = KeywordTokenizer("both", ("驼峰井", "年假")), KeywordTokenizer("words", ("驼峰井", "年假"))
+    text = "驼峰井的年假"
+    assert both(text) == [*character_bigrams(text), *dictionary(text)]
+    assert both("年假") == ["年假", "年假"]  # a pair and a word
+    assert KeywordTokenizer.from_dict(both.to_dict()) == both
+
+
+@pytest.mark.parametrize("kind", ["words", "bigrams", "both"])
 def test_users_words_are_found_as_a_naive_search_finds_them(kind) -> None:
     generator = random.Random(kind)
     letters = "甲乙丙丁"

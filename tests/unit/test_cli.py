@@ -13,10 +13,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from luotuo_integrations import CARDS, Encoder, KnowledgeBase, LuotuoEmbeddings, cli
+from luotuo_integrations.cli_output import marked_snippet
 from luotuo_integrations.mapper import LinearQueryMapper
 from tests.openai_stub import OpenAIStubServer
 
-COMMANDS = ("index", "search", "ask", "embed", "distill", "finetune", "models", "doctor")
+COMMANDS = ("index", "search", "ask", "embed", "evaluate", "questions", "distill", "finetune", "models", "doctor")
 LEAVE = "# 休假制度\n\n## 年休假\n\n正式员工每年有十五天年休假。\n\n## 试用期\n\n试用期员工暂不享受年休假。\n"
 QUESTION = "试用期员工可以请年休假吗？"
 
@@ -72,6 +73,7 @@ def test_help_lists_the_commands_and_the_defaults() -> None:
         (["index", "没有这个文件夹"], "does not exist"),
         (["index", __file__], "is a file"),
         (["search", ".", "年假", "-k", "0"], "Invalid value"),
+        (["search", ".", "年假", "--mode", "fuzzy"], "Invalid value"),
         (["ask", ".", "年假", "-k", "9"], "Invalid value"),
         (["ask", ".", "年假", "--threshold", "1.5"], "Invalid value"),
         (["ask", ".", "年假", "--llm", "http://127.0.0.1:1/v1"], "--llm needs --llm-model"),
@@ -150,7 +152,7 @@ def test_store_and_encoding(tiny_documents: list[str], tmp_path: Path) -> None:
     options = [*tiny_documents, "--store", str(tmp_path / "索引")]
     assert run("index", *options, "--encoding", "big5").exit_code == 0
     assert not (documents / ".luotuo").exists()
-    assert "試用期員工" in run("search", *tiny_documents[:1], "試用", "--store", str(tmp_path / "索引")).stdout
+    assert "【試用】期員工" in run("search", *tiny_documents[:1], "試用", "--store", str(tmp_path / "索引")).stdout
     refused = run("index", *tiny_documents, "--store", str(documents / "请假.txt"))
     assert refused.exit_code == 1
     assert "give another store" in refused.stderr
@@ -160,26 +162,68 @@ def test_search_prints_passages_with_their_places(folder: Path) -> None:
     result = run("search", folder, "试用期年休假", "-k", "1")
     assert result.exit_code == 0
     assert re.match(r"1\. 休假制度\.md · 休假制度 > 试用期  cosine 0\.\d{3}\n", result.stdout)
-    assert "   试用期员工暂不享受年休假。\n" in result.stdout
+    assert "   【试用期】员工暂不享受【年休假】。\n" in result.stdout
     assert result.stderr == ""  # neither progress nor the bad file again
 
 
 def test_text_is_printed_as_it_is(folder: Path) -> None:
-    assert "不超过[四百五十]元 :100: [bold]。" in run("search", folder, "住宿标准", "-k", "1").stdout
+    for options in ((), ("--full",)):
+        assert "不超过[四百五十]元 :100: [bold]。" in run("search", folder, "住宿标准", "-k", "1", *options).stdout
     assert "不超过[四百五十]元 :100: [bold]。" in run("ask", folder, "住宿标准", "--threshold", "0").stdout
+
+
+def test_search_shows_whole_passages_on_demand(folder: Path) -> None:
+    result = run("search", folder, "试用期年休假", "-k", "1", "--full")
+    assert "\n   ## 试用期\n\n   试用期员工暂不享受年休假。\n" in result.stdout
+
+
+def test_a_long_passage_is_cut_to_where_the_words_are(tmp_path: Path) -> None:
+    (tmp_path / "长.txt").write_text("天气很好。" * 25 + "出差住宿\n标准" + "天气很好。" * 25, encoding="utf-8")
+    shown = run("search", tmp_path, "住宿标准", "-k", "1").stdout.splitlines()[1]
+    assert "出差【住宿】 【标准】天气" in shown  # the line break is a space
+    assert shown.startswith("   …")
+    assert shown.endswith("…")
+    assert len(shown.strip("… ").replace("【", "").replace("】", "")) == 120
+
+
+def test_on_a_terminal_words_are_marked_by_colour() -> None:
+    text = marked_snippet("# 年假\n\n可以请[bold]年假\\", "年假", in_colour=True)
+    assert text.plain == "可以请[bold]年假\\"
+    assert [(text.plain[span.start : span.end], span.style) for span in text.spans] == [("年假", "bold yellow")]
+    assert marked_snippet("\ue000年假\ue001", "年假", in_colour=False).plain == "【年假】"
+
+
+def test_search_by_words_and_by_both(folder: Path) -> None:
+    result = run("search", folder, "四百五十元", "--mode", "keyword")
+    assert re.match(r"1\. 住宿\.txt  BM25 \d\.\d{3}\n", result.stdout)
+    assert "\n2. " not in result.stdout
+    both = run("search", folder, "四百五十元", "--mode", "hybrid", "-k", "2")
+    assert re.match(r"1\. 住宿\.txt  fused score [01]\.\d{3}\n", both.stdout)
+    (found,) = json.loads(run("search", folder, "四百五十元", "--mode", "keyword", "--json").stdout)
+    assert (found["score_name"], found["relevance"]) == ("BM25", None)
+
+
+def test_words_that_no_passage_has_exit_with_3(folder: Path) -> None:
+    nothing = run("search", folder, "XK-2093 [b]", "--mode", "keyword")
+    assert (nothing.exit_code, nothing.stdout) == (3, "")
+    assert nothing.stderr == "No passage has a word of 'XK-2093 [b]'; try --mode vector or hybrid.\n"
+    in_json = run("search", folder, "XK-2093", "--mode", "keyword", "--json")
+    assert (in_json.exit_code, json.loads(in_json.stdout)) == (3, [])
 
 
 def test_search_in_json(folder: Path) -> None:
     results = json.loads(run("search", folder, "试用期年休假", "-k", "2", "--json").stdout)
-    assert [set(result) for result in results] == [{"score", "relevance", "text", "metadata"}] * 2
+    assert [set(result) for result in results] == [{"score", "score_name", "relevance", "text", "metadata"}] * 2
+    assert results[0]["score_name"] == "cosine"
     assert results[0]["metadata"]["headings"] == "休假制度 > 试用期"
     assert "file_state" not in results[0]["metadata"]
     assert results[0]["score"] >= results[1]["score"]
+    assert 0 <= results[0]["relevance"] <= 1
 
 
 def test_search_indexes_a_new_folder_first(tiny_documents: list[str]) -> None:
     result = run("search", tiny_documents[0], "请假", *tiny_documents[1:])
-    assert "试用期员工可以请假。" in result.stdout
+    assert "试用期员工可以【请假】。" in result.stdout
     assert "Indexed" in result.stderr
 
 

@@ -652,5 +652,5 @@ def test_code_of_the_models_own_is_not_run(copied: Path) -> None:
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"No model .*没有"):
+    with pytest.raises(ModelNotFoundError, match=r"No reranker .*没有.*BAAI/bge-reranker-base"):
         CrossEncoder(tmp_path / "没有")

@@ -155,3 +155,16 @@ def test_hybrid(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"混合 +.*XK-2093", code)
     assert re.search(r"关键词 +（没有找到）", paraphrase)
     assert re.search(r"混合 +.*信息安全部", paraphrase)
+
+
+def test_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed("evaluate", capsys)
+    written, made = out.split("由文档造的问题")
+    assert written.startswith("人写的问题：60 个问题，184 块\n")
+    numbers = re.compile(r"^  (\w+) +recall@5 .*nDCG@10 ([\d.]+)（", re.MULTILINE)
+    ndcg = {search: float(one) for search, one in numbers.findall(written)}
+    assert list(ndcg) == ["vector", "keyword", "hybrid"]
+    assert ndcg["vector"] > ndcg["keyword"]
+    assert written.count("p = ") == 2
+    assert "前十条里没有答案的，例如：" in written
+    assert all(float(easier) > ndcg[search] for search, easier in numbers.findall(made))

@@ -140,7 +140,7 @@ def test_wrong_arguments_of_the_store() -> None:
 # -- deleting and looking up ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF2,Flat"])
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF2,Flat", "Int8", "Binary"])
 def test_delete_and_rebuild(factory: str) -> None:
     core = filled(index_factory=factory)
     assert core.delete(["一", "没有", "一"]) == 1
@@ -219,7 +219,7 @@ def test_merging_what_does_not_fit_is_refused() -> None:
 # -- threads ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF4,Flat"])
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF4,Flat", "Binary"])
 def test_adding_deleting_and_searching_at_once(factory: str, tmp_path: Path) -> None:
     core = FaissCore(index_factory=factory)
     vectors = some_vectors(400)
@@ -267,7 +267,7 @@ def test_adding_deleting_and_searching_at_once(factory: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("memory_map", [True, False])
-@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF2,Flat", "SQ8"])
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF2,Flat", "SQ8", "Int8", "Binary"])
 def test_a_store_comes_back_as_it_was(factory: str, memory_map: bool, tmp_path: Path) -> None:
     folder = tmp_path / "知识库 二〇二六"
     core = filled(metric="euclidean", index_factory=factory, search_effort=5, fingerprint="abc", model="骆驼")

@@ -37,6 +37,60 @@ def store(embeddings: LuotuoEmbeddings) -> FAISS:
     return FAISS.from_texts(TEXTS, embeddings, PAGES, ids=[f"第{number}段" for number in range(len(TEXTS))])
 
 
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.9, 0.1), (1.0, 0.0), (0.0, 2.0)])
+@pytest.mark.parametrize("metric", ["cosine", "inner_product", "euclidean"])
+@pytest.mark.parametrize("fetch_k", [1, 2, 100])
+def test_calibrated_scores_equal_a_naive_loop(
+    embeddings: LuotuoEmbeddings, weights: tuple[float, float], metric: Any, fetch_k: int
+) -> None:
+    store = FAISS.from_texts(TEXTS, embeddings, metric=metric)
+    query = "打印机 XK-2093 没有墨了怎么办"
+    vector, vectors = embeddings.encode([query], "query")[0], embeddings.encode(TEXTS)
+
+    def nearness(first: Any, second: Any) -> float:
+        return -float(np.linalg.norm(first - second)) if metric == "euclidean" else float(first @ second)
+
+    pairs = [nearness(vectors[one], vectors[other]) for one in range(6) for other in range(one)]
+    near = {text: nearness(vector, one) for text, one in zip(TEXTS, vectors, strict=True)}
+    held = {text: score for document, score in store.keyword_search(query, 6) if (text := document.page_content)}
+    coverage = {text: held.get(text, 0.0) / store.core.keyword_ceiling(query) for text in TEXTS}
+    share = weights[1] * 13 * float(np.std(pairs))
+    share = weights[1] / sum(weights) if 0 in weights else share / (weights[0] + share)
+    expected = {text: (1 - share) * near[text] + share * coverage[text] for text in TEXTS}
+    pool = set(sorted(near, key=lambda text: -near[text])[:fetch_k] if weights[0] else [])
+    pool |= set(sorted(held, key=lambda text: -held[text])[:fetch_k] if weights[1] else [])
+    settings = HybridSettings(weights, fetch_k=fetch_k)
+    found = hybrid_search(store.core, vector, query, 1, settings=settings)
+    assert found[0].content == max(pool, key=lambda text: expected[text])
+    if fetch_k == 100:
+        found = hybrid_search(store.core, vector, query, 6, settings=settings)
+        assert {hit.content for hit in found} == pool
+        assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
+        assert {hit.content: hit.score for hit in found} == pytest.approx(
+            {text: expected[text] for text in pool}, abs=1e-5
+        )
+
+
+def test_the_spread_follows_the_documents(embeddings: LuotuoEmbeddings, store: FAISS) -> None:
+    def naive(texts: list[str]) -> float:
+        vectors = embeddings.encode(texts)
+        return float(np.std([vectors[one] @ vectors[other] for one in range(len(texts)) for other in range(one)]))
+
+    assert store.core.spread() == pytest.approx(naive(TEXTS), abs=1e-6)
+    store.add_texts(["新的一段"], ids=["新"])
+    assert store.core.spread() == pytest.approx(naive([*TEXTS, "新的一段"]), abs=1e-6)
+    store.delete(["新", "第0段"])
+    assert store.core.spread() == pytest.approx(naive(TEXTS[1:]), abs=1e-6)
+    store.core.clear()
+    assert store.core.spread() == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_documents_are_enough(embeddings: LuotuoEmbeddings, count: int) -> None:
+    retriever = HybridRetriever.from_store(FAISS.from_texts(TEXTS[:count], embeddings), k=1)
+    assert retriever.invoke("型号 XK-2093")[0].page_content == TEXTS[0]
+
+
 @pytest.mark.parametrize("method", ["weighted", "reciprocal_rank"])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_the_ranking_is_the_fusion_of_both(embeddings: LuotuoEmbeddings, method: Any, metric: Any) -> None:
@@ -71,7 +125,7 @@ def test_weights_of_one_side_alone_give_its_order(store: FAISS) -> None:
         one.page_content for one in HybridRetriever.from_store(store, k=6, weights=(1, 0)).invoke(query)
     ] == by_vector
     found = [one.page_content for one in HybridRetriever.from_store(store, k=6, weights=(0, 1)).invoke(query)]
-    assert found[: len(by_words) - 1] == by_words[:-1]  # the lowest match has score 0, as all that match nothing
+    assert found == by_words
 
 
 def test_a_filter_limits_both_sides(store: FAISS) -> None:
@@ -141,6 +195,10 @@ def test_bad_input_is_refused(store: FAISS) -> None:
         HybridRetriever.from_store(store, lambda_mult=2)
     with pytest.raises(ValueError, match="fetch_k=0"):
         HybridSettings(fetch_k=0)
+    with pytest.raises(ValueError, match="method='sum' is unknown; use one of 'calibrated', 'weighted'"):
+        HybridSettings(method="sum")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="k=0 must be 1 or more"):
+        hybrid_search(store.core, np.zeros(384, np.float32), "年假", 0)
     with pytest.raises(TypeError, match="must be one string"):
         HybridRetriever.from_store(store).search_with_score(["年假"])  # type: ignore[arg-type]
 

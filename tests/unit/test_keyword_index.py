@@ -40,6 +40,11 @@ def naive_bm25(texts: dict[int, str], query: str, tokenizer: KeywordTokenizer) -
     return scores
 
 
+def naive_ceiling(texts: dict[int, str], query: str, tokenizer: KeywordTokenizer) -> float:
+    holders = [sum(token in tokenizer(text) for text in texts.values()) for token in tokenizer(query)]
+    return sum(math.log(1 + (len(texts) - count + 0.5) / (count + 0.5)) for count in holders)
+
+
 def found(index: KeywordIndex, query: str, k: int = 100, allowed: list[int] | None = None) -> dict[int, float]:
     scores, rows = index.search(query, k, None if allowed is None else np.array(allowed, dtype=np.int64))
     assert scores.dtype == np.float32
@@ -54,7 +59,7 @@ def filled(tokenizer: KeywordTokenizer = WORDS) -> KeywordIndex:
     return index
 
 
-@pytest.mark.parametrize("kind", ["words", "bigrams"])
+@pytest.mark.parametrize("kind", ["words", "bigrams", "both"])
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_equal_the_naive_loop_after_any_changes(seed: int, kind: Any, tmp_path: Path) -> None:
     generator, tokenizer = random.Random(seed), KeywordTokenizer(kind)
@@ -77,7 +82,11 @@ def test_scores_equal_the_naive_loop_after_any_changes(seed: int, kind: Any, tmp
             kept.update(zip(rows, texts, strict=False))
         assert len(index) == len(kept)
         for query in ("年假三天", "试用期 病假，试用", "无"):
-            assert found(index, query) == pytest.approx(naive_bm25(kept, query, tokenizer), rel=1e-5)
+            scores = found(index, query)
+            assert scores == pytest.approx(naive_bm25(kept, query, tokenizer), rel=1e-5)
+            ceiling = index.ceiling(query)
+            assert ceiling == pytest.approx(naive_ceiling(kept, query, tokenizer))
+            assert all(score < ceiling for score in scores.values())
 
 
 def test_the_best_come_first_and_of_equals_the_lowest_row() -> None:
@@ -231,7 +240,7 @@ def metadata(path: Path) -> dict[str, str]:
 )
 def test_parts_that_do_not_fit_are_refused_before_anything_is_changed(changes: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "甲"
-    index = KeywordIndex()
+    index = KeywordIndex(KeywordTokenizer("bigrams"))
     index.add([5, 7, 9], ["年假 报销", "年假", "报销"])
     index.save(path)
     assert len(load_file(path)["token_ids"]) == 4

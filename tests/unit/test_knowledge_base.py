@@ -13,7 +13,7 @@ from luotuo_integrations import FAISS, KnowledgeBase, LuotuoEmbeddings, folder_s
 from luotuo_integrations.errors import DocumentError, StoreCorruptError, StoreMismatchError
 from luotuo_integrations.file_states import FileState
 from luotuo_integrations.folder_sync import embedded_text
-from luotuo_integrations.knowledge_base import model_of_store
+from luotuo_integrations.knowledge_base import find_store, model_of_store
 from luotuo_integrations.store.core import FaissCore
 
 LEAVE = "# 休假制度\n\n## 年休假\n\n正式员工每年有十五天年休假。\n\n## 试用期\n\n试用期员工暂不享受年休假。\n"
@@ -63,6 +63,44 @@ def texts_by_source(knowledge_base: KnowledgeBase) -> dict[str, list[str]]:
     for document in knowledge_base.vectorstore.documents():
         found.setdefault(document.metadata["source"], []).append(document.page_content)
     return {source: sorted(texts) for source, texts in found.items()}
+
+
+# -- searching --------------------------------------------------------------------------------------------------------
+
+
+def test_search_by_meaning_by_words_and_by_both(folder: Path, tiny: LuotuoEmbeddings) -> None:
+    knowledge_base = opened(folder, tiny)
+    knowledge_base.sync()
+    by_meaning = knowledge_base.search("住宿标准", 2)
+    assert [result.score_name for result in by_meaning] == ["cosine", "cosine"]
+    assert by_meaning == knowledge_base.search("住宿标准", 2, mode="vector")
+    assert all(result.relevance == pytest.approx(tiny.relevance([result.score])[0]) for result in by_meaning)
+    (by_words,) = knowledge_base.search("住宿标准", mode="keyword")
+    assert (by_words.document.metadata["source"], by_words.score_name) == ("差旅/住宿.txt", "BM25")
+    assert by_words.score > 0
+    assert by_words.relevance is None
+    both = knowledge_base.search("住宿标准", 2, mode="hybrid")
+    assert [result.score_name for result in both] == ["fused score"] * 2
+    assert 1 >= both[0].score >= both[1].score >= 0
+    only = {"source": "休假制度.md"}
+    assert knowledge_base.search("住宿标准", mode="keyword", filter=only) == []
+    assert {one.document.metadata["source"] for one in knowledge_base.search("住宿", mode="hybrid", filter=only)} == {
+        "休假制度.md"
+    }
+    with pytest.raises(ValueError, match="'vector', 'keyword', 'hybrid'"):
+        knowledge_base.search("住宿标准", mode="fuzzy")  # type: ignore[arg-type]
+
+
+def test_an_index_is_found_by_its_folder_or_by_that_of_the_documents(folder: Path, tiny: LuotuoEmbeddings) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no index in .* type: luotuo index"):
+        find_store(folder)
+    opened(folder, tiny).sync()
+    assert find_store(folder) == find_store(str(folder / ".luotuo")) == folder / ".luotuo"
+    other = folder / "别的"
+    other.mkdir()
+    (other / "index.pkl").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="import_langchain_faiss"):
+        find_store(other)
 
 
 # -- syncing ----------------------------------------------------------------------------------------------------------

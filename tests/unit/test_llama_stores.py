@@ -142,8 +142,8 @@ def test_delete(store: FaissVectorStore) -> None:
 
 
 def test_refusals(store: FaissVectorStore) -> None:
-    with pytest.raises(ValueError, match="'sparse' is not possible"):
-        store.query(query(1, 0, 0, mode=VectorStoreQueryMode.SPARSE))
+    with pytest.raises(ValueError, match="'semantic_hybrid' is not possible here; type 'default', 'mmr', "):
+        store.query(query(1, 0, 0, mode=VectorStoreQueryMode.SEMANTIC_HYBRID))
     with pytest.raises(ValueError, match="no query_embedding"):
         store.query(VectorStoreQuery(query_str="年假"))
     with pytest.raises(ValueError, match=r"shape \(1, 2\)"):

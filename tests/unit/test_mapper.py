@@ -1,22 +1,23 @@
 """The query mapper: its formula, its file, its three fits against oracles, and when it stays identity."""
 
 import copy
+import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from luotuo_integrations import LuotuoEmbeddings
 from luotuo_integrations.mapper import LinearQueryMapper, MapperError
-from luotuo_integrations.mapper_fit import (
-    MapperDataError,
-    contrastive,
-    fit_mapper,
-    procrustes,
-    ridge,
-)
+from luotuo_integrations.mapper_fit import MapperDataError, fit_mapper
+from luotuo_integrations.mapper_methods import contrastive, discriminant, procrustes, ridge
 from luotuo_integrations.texts import Vectors
 
 D = 12
@@ -100,6 +101,111 @@ def test_a_linear_layer_becomes_a_mapper() -> None:
         LinearQueryMapper.from_linear_layer(random(D, D + 1))
 
 
+# -- LlamaIndex's linear adapter --------------------------------------------------------------------------------------
+
+
+def save_adapter(folder: Path, state: Any, **config: Any) -> Path:
+    """The files of ``BaseAdapter.save`` of llama-index-embeddings-adapter 0.6."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    torch.save(state, folder / "pytorch_model.bin")
+    return folder
+
+
+def save_linear(folder: Path, layer: torch.nn.Linear) -> Path:
+    shape = {"in_features": layer.in_features, "out_features": layer.out_features, "bias": layer.bias is not None}
+    return save_adapter(folder, {f"linear.{name}": tensor for name, tensor in layer.state_dict().items()}, **shape)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_adapter_of_llama_index_becomes_a_mapper(tmp_path: Path, bias: bool) -> None:
+    torch.manual_seed(3)
+    layer = torch.nn.Linear(D, D, bias=bias)
+    queries = unit(random(5, D, seed=4))
+    folder = save_linear(tmp_path / "适配器", layer)
+    mapper = LinearQueryMapper.from_llama_index(folder, model="模型", fingerprint="abc")
+    assert (mapper.model, mapper.fingerprint) == ("模型", "abc")
+    expected = unit(layer(torch.from_numpy(queries)).detach().numpy())
+    np.testing.assert_allclose(mapper(queries), expected, atol=1e-6)
+    np.testing.assert_allclose(LinearQueryMapper.load(folder)(queries), expected, atol=1e-6)
+    np.testing.assert_allclose(LinearQueryMapper.load(mapper.save(tmp_path / "m"))(queries), expected, atol=1e-6)
+
+
+def test_embeddings_take_an_adapters_folder(tmp_path: Path, embeddings: LuotuoEmbeddings) -> None:
+    torch.manual_seed(3)
+    size = embeddings.dimension
+    layer = torch.nn.Linear(size, size)
+    folder = save_linear(tmp_path / "适配器", layer.bfloat16())
+    mapped = LuotuoEmbeddings(embeddings.model, device="cpu", mapper=folder)
+    moved = layer.float()(torch.tensor(embeddings.embed_query("年假有几天"))).detach().numpy()
+    np.testing.assert_allclose(mapped.embed_query("年假有几天"), unit(moved), atol=1e-5)
+    assert mapped.embed_documents(["年假"]) == embeddings.embed_documents(["年假"])
+
+
+def test_other_adapters_are_refused(tmp_path: Path) -> None:
+    def refused(folder: Path, match: str) -> None:
+        with pytest.raises(MapperError, match=match):
+            LinearQueryMapper.from_llama_index(folder)
+        if folder.is_dir():
+            with pytest.raises(MapperError, match=match):
+                LuotuoEmbeddings(mapper=str(folder))
+
+    two_layers = {"linear1.weight": torch.zeros(3, D), "linear2.weight": torch.zeros(D, 3)}
+    refused(save_adapter(tmp_path / "two", two_layers, hidden_features=3), "holds a TwoLayerNN.*Fit a LinearLayer")
+    refused(save_adapter(tmp_path / "own", two_layers), r"holds linear1\.weight, linear2\.weight; a linear adapter")
+    refused(save_adapter(tmp_path / "list", [torch.zeros(2)]), r"pytorch_model\.bin is missing or damaged")
+    refused(save_linear(tmp_path / "wide", torch.nn.Linear(D, 5)), rf"wide cannot become.*\(5, {D}\).*needs \(D, D\)")
+    refused(save_linear(tmp_path / "nan", one_nan(torch.nn.Linear(D, D))), "not finite")
+    wrong_bias = {"linear.weight": torch.eye(D), "linear.bias": torch.zeros(3)}
+    refused(save_adapter(tmp_path / "bias", wrong_bias), r"cannot become.*\(D,\)")
+    refused(tmp_path / "没有", r"config\.json is missing.*LinearLayer\.save\(folder\)")
+    good = save_linear(tmp_path / "good", torch.nn.Linear(D, D))
+    content = (good / "pytorch_model.bin").read_bytes()
+    (good / "pytorch_model.bin").write_bytes(content[: len(content) // 2])
+    refused(good, "missing or damaged")
+    (good / "pytorch_model.bin").unlink()
+    refused(good, r"pytorch_model\.bin is missing")
+    (good / "config.json").write_text("{", encoding="utf-8")
+    refused(good, r"config\.json is missing or damaged")
+
+
+def one_nan(layer: torch.nn.Linear) -> torch.nn.Linear:
+    layer.weight.data[1, 2] = torch.nan
+    return layer
+
+
+class Trap:
+    """What runs when a pickle of it is read."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (os.environ["LUOTUO_TEST_TRAP"],)
+
+
+@pytest.mark.parametrize("in_zip", [True, False])
+def test_code_in_an_adapters_file_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_zip: bool) -> None:
+    monkeypatch.setenv("LUOTUO_TEST_TRAP", str(tmp_path / "sprung"))
+    folder = save_adapter(tmp_path / "适配器", {})
+    state = {"linear.weight": torch.eye(D), "linear.bias": Trap()}
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=in_zip)
+    with pytest.raises(MapperError, match=r"Weights only|no zip archive"):
+        LinearQueryMapper.from_llama_index(folder)
+    assert not (tmp_path / "sprung").exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)  # the trap is one
+    assert (tmp_path / "sprung").exists()
+
+
+def test_mappers_need_no_torch(tmp_path: Path) -> None:
+    LinearQueryMapper(random(D, D), random(D)).save(tmp_path / "m")
+    code = (
+        "import sys; from luotuo_integrations.mapper import LinearQueryMapper; "
+        "LinearQueryMapper.load(sys.argv[1])([1.0] * 12); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "m")], check=True)
+
+
+# -- fits -------------------------------------------------------------------------------------------------------------
+
+
 def test_ridge_is_the_minimum_of_its_loss() -> None:
     queries, passages, positives = turned(50, noise=0.3)
     matrix, bias = ridge(queries, passages, positives, 0.1)
@@ -127,6 +233,41 @@ def test_procrustes_finds_the_rotation() -> None:
     assert not bias.any()
 
 
+def disturbed(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries that are their answers, but for three directions in which they vary on their own, and a shift."""
+    passages = unit(random(count, D, seed=seed))
+    noise = 0.8 * random(count, 3, seed=seed + 50) @ rotation(D)[:3]
+    return unit(passages + noise + rotation(D)[5]), passages, np.arange(count)
+
+
+def test_the_discriminant_is_its_formula() -> None:
+    queries, passages, positives = turned(40, noise=0.3)
+    matrix, bias = discriminant(queries, passages, positives, 0.4)
+    covariance = np.zeros((D, D))
+    for rows in (queries - passages[positives], queries, passages):
+        mean = sum(row.astype(np.float64) for row in rows) / len(rows)
+        covariance += sum(np.outer(row - mean, row - mean) for row in rows) / (len(rows) - 1)
+    weighted = 1.4 * np.linalg.inv(covariance / (np.trace(covariance) / D) + 0.4 * np.eye(D))
+    expected = (queries - queries.mean(0)) @ weighted.T
+    np.testing.assert_allclose(queries + queries @ matrix.T + bias, expected, atol=1e-4)
+
+
+def test_what_queries_have_for_other_reasons_is_marked_down() -> None:
+    queries, passages, positives = disturbed(300)
+    matrix, bias = discriminant(queries[:100], passages, positives[:100], 0.3)
+    moved = LinearQueryMapper(matrix, bias)(queries[100:])
+    before, after = (((one @ passages.T).argmax(1) == positives[100:]).mean() for one in (queries[100:], moved))
+    assert after > before + 0.3
+    assert not fit_mapper(queries[:100], passages, positives[:100]).is_identity
+
+
+def test_one_direction_alone_divides_by_no_zero() -> None:
+    queries = np.tile(unit(random(1, D)), (12, 1))
+    matrix, bias = discriminant(queries, queries, np.arange(12), 0.3)
+    assert np.isfinite(matrix).all()
+    assert np.isfinite(bias).all()
+
+
 def test_contrast_brings_answers_to_the_front() -> None:
     queries, passages, positives = turned(60, noise=0.1)
     matrix, bias = contrastive(queries, passages, positives, 8)
@@ -139,7 +280,7 @@ def test_contrast_brings_answers_to_the_front() -> None:
 
 
 def test_contrast_draws_among_many_passages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luotuo_integrations.mapper_fit.MOST_CANDIDATES", 24)
+    monkeypatch.setattr("luotuo_integrations.mapper_methods.MOST_CANDIDATES", 24)
     queries, passages, positives = turned(60, noise=0.1)
     matrix, bias = contrastive(queries, passages, positives, 8, steps=200)
     after = (LinearQueryMapper(matrix, bias)(queries) @ passages.T).argmax(1) == positives

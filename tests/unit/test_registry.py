@@ -7,7 +7,7 @@ import pytest
 from luotuo_integrations.encoder import Encoder
 from luotuo_integrations.errors import LuotuoError, ModelFormatError, ModelNotFoundError
 from luotuo_integrations.pooling import POOLINGS
-from luotuo_integrations.registry import ASSETS, CARDS, DEFAULT_MODEL, find_card, resolve
+from luotuo_integrations.registry import ASSETS, CARDS, DEFAULT_MODEL, RERANKERS, find_card, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -108,6 +108,27 @@ def test_without_a_network_the_hub_is_a_clear_error(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelNotFoundError, match=r"'owner/model'.*could not be reached.*'luotuo-mini' is in the"):
         resolve("owner/model", cache_folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "没有这个模型", "/no/such/folder", "./models/bge", "owner/model"])
+def test_a_missing_reranker_is_told_of_rerankers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelNotFoundError) as caught:
+        resolve(name, cache_folder=tmp_path, kind="reranker")
+    message = str(caught.value)
+    assert message.startswith(f"No reranker {name!r}: ")
+    assert "config.json" in message
+    assert all(known in message for known in RERANKERS)
+    assert not any(card in message for card in CARDS)  # an embedding model is no answer here
+
+
+def test_a_reranker_without_its_owner_is_answered_with_the_whole_name() -> None:
+    with pytest.raises(ModelNotFoundError, match=r"is it 'BAAI/bge-reranker-base'\?"):
+        resolve("bge-reranker-base", kind="reranker")
+    for name in ("bge-small-zh-v1.5", "/models/bge-reranker-base"):
+        with pytest.raises(ModelNotFoundError) as caught:
+            resolve(name, kind="reranker")
+        assert "is it" not in str(caught.value)
 
 
 def test_a_gated_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ def test_unknown_and_wrong_arguments_are_refused() -> None:
     documents = [Document(text) for text in HANDBOOK]
     with pytest.raises(ValueError, match="tokeniser"):
         BM25Retriever(documents=documents, tokeniser="words")
-    with pytest.raises(ValueError, match="'words' or 'bigrams'"):
+    with pytest.raises(ValueError, match="'words', 'bigrams' or 'both'"):
         BM25Retriever.from_documents(documents, tokenizer="jieba")
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         BM25Retriever.from_documents(documents, k=0)

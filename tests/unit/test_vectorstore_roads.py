@@ -74,6 +74,31 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 # -- off the event loop -----------------------------------------------------------------------------------------------
 
 
+async def test_keyword_search_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FAISS.from_documents(documents(), CharacterEmbeddings())
+    threads: set[int] = set()
+    search = store.core.keyword_search
+
+    def watched(*args: Any, **options: Any) -> Any:
+        threads.add(threading.get_ident())
+        return search(*args, **options)
+
+    monkeypatch.setattr(store.core, "keyword_search", watched)
+    found = await store.akeyword_search("年假每年几天", 2)
+    assert found == store.keyword_search("年假每年几天", 2)
+    assert found[0][0].page_content == TEXTS[0]
+    assert threads - {threading.get_ident()}
+    threads.clear()
+    only = {"部门": "财务"}
+    searches = (store.akeyword_search("出差年假", filter=only), store.akeyword_search("月球"))
+    limited, none = await asyncio.gather(*searches)
+    assert [document.id for document, _ in limited] == ["d2"]
+    assert none == []
+    assert threading.get_ident() not in threads
+    with pytest.raises(TypeError, match="query is None"):
+        await store.akeyword_search(None)  # type: ignore[arg-type]
+
+
 async def test_asynchronous_calls_give_the_same_and_leave_the_loop_free() -> None:
     embedding = CharacterEmbeddings()
     store = await FAISS.afrom_documents(documents(), embedding)

@@ -214,19 +214,21 @@ def draw(results: dict[str, dict[str, Values]], path: Path) -> None:
 
     ndcg = f"ndcg@{DEPTH}"
     bars = {
-        "vector": lambda one: one["vector"],
-        "BM25": lambda one: one["BM25 both"],
-        "vector + mapper (500 pairs)": lambda one: one["vector + mapper 500"],
-        "hybrid": lambda one: one["hybrid"],
-        "hybrid + mapper (500 pairs)": lambda one: one["hybrid + mapper 500"],
+        "vector": "vector",
+        "BM25": "BM25 both",
+        "vector + mapper (500 pairs)": "vector + mapper 500",
+        "hybrid": "hybrid",
+        "hybrid + mapper (500 pairs)": "hybrid + mapper 500",
     }
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure: Any = Figure(
+        figsize=(11, 4.2), layout="constrained"
+    )  # the object-oriented interface changes no global state
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     width = 0.8 / len(bars)
     colours = ("#9aa5b1", "#d3c6a5", "#6c8ebf", "#82b366", "#2f6b3a")
-    for number, ((label, choose), colour) in enumerate(zip(bars.items(), colours, strict=True)):
-        heights = [choose(one)[ndcg].mean() for one in results.values()]
+    for number, ((label, search), colour) in enumerate(zip(bars.items(), colours, strict=True)):
+        heights = [one[search][ndcg].mean() for one in results.values()]
         axes.bar(np.arange(len(results)) + (number - 2) * width, heights, width, label=label, color=colour)
     axes.set_xticks(range(len(results)), list(results))
     axes.set_ylabel("nDCG@10")

@@ -19,8 +19,8 @@ QUESTIONS = ["XK-2093", "笔记本被偷，找谁？"]
 
 def main() -> None:
     store = FAISS.from_texts(TEXTS, LuotuoEmbeddings())
-    # 权重依次是向量和关键词；filter、lambda_mult（多样性）、rerank（重排）也可以在这里给。
-    retriever = HybridRetriever.from_store(store, k=1, weights=(0.6, 0.4))
+    # weights=(向量, 关键词) 默认各半；filter、lambda_mult（多样性）、rerank（重排）也可以在这里给。
+    retriever = HybridRetriever.from_store(store, k=1)
     for question in QUESTIONS:
         print(f"问：{question}")
         by_words = [document.page_content for document, _ in store.keyword_search(question, k=1)]

@@ -27,6 +27,7 @@ from luotuo_integrations.cli_output import print_json
 if TYPE_CHECKING:
     from luotuo_integrations.question_making import MadeQuestions
     from luotuo_integrations.store.core import FaissCore
+    from luotuo_integrations.store.table import StoredDocument
 
 # Not the docstring, whose line breaks would be shown.
 QUESTIONS_HELP = (
@@ -66,34 +67,50 @@ def questions(
     if target.exists():
         msg = f"{str(target)!r} is there already, maybe with corrections of yours; delete it or give another --out"
         raise FileExistsError(msg)
-    asked_model = chat_model(llm, llm_model, local_llm)
-    passages = _core(documents, store, model, device, encoding).find()
     partial = target.with_name(f"{target.name}.partial")
+    asked_model = chat_model(llm, llm_model, local_llm)
+    if asked_model is None and partial.exists():
+        msg = (
+            f"{str(partial)!r} holds what a language model has written before; give its --llm and --llm-model (or "
+            "--local-llm) to go on from there, delete that file, or give another --out"
+        )
+        raise FileExistsError(msg)
+    passages = _core(documents, store, model, device, encoding).find()
     if asked_model is None:
         from luotuo_integrations.question_making import questions_from_text
 
         made = questions_from_text(passages, per_passage=per_passage, limit=limit, seed=seed)
+        _write(made, target)
     else:
-        from luotuo_integrations.question_asking import ask_questions
+        made = _asked(
+            passages,
+            asked_model,
+            partial,
+            model_name=str(llm_model or local_llm),
+            per_passage=per_passage,
+            limit=limit,
+            seed=seed,
+            concurrency=1 if local_llm else concurrency,
+        )
+        _write(made, target)
+        partial.unlink(missing_ok=True)
+    _tell(made, target, as_json)
 
-        try:
-            made = ask_questions(
-                passages,
-                asked_model,
-                partial,
-                model_name=str(llm_model or local_llm),
-                per_passage=per_passage,
-                limit=limit,
-                seed=seed,
-                concurrency=1 if local_llm else concurrency,
-                show_progress=err.is_terminal,
-            )
-        except Exception:
-            if partial.exists():
-                kept = f"Finished questions are kept in {escape(str(partial))}; the same command goes on from there."
-                err.print(kept, soft_wrap=True)
-            raise
-    _write(made, target, partial, as_json)
+
+def _asked(passages: "list[StoredDocument]", llm: Any, partial: Path, **options: Any) -> "MadeQuestions":
+    """Ask a language model; after an error say what is kept, where the same command would go on with it."""
+    from luotuo_integrations.question_asking import PartialFileError, ask_questions, holds_replies
+    from luotuo_integrations.question_making import QuestionMakingError
+
+    try:
+        return ask_questions(passages, llm, partial, show_progress=err.is_terminal, **options)
+    except (PartialFileError, QuestionMakingError):
+        raise  # the same command would end in the same way
+    except Exception:
+        if holds_replies(partial):
+            kept = f"Finished questions are kept in {escape(str(partial))}; the same command goes on from there."
+            err.print(kept, soft_wrap=True)
+        raise
 
 
 def _core(
@@ -107,13 +124,15 @@ def _core(
     return opened_and_synced(documents, store, model, device, encoding).vectorstore.core
 
 
-def _write(made: "MadeQuestions", target: Path, partial: Path, as_json: bool) -> None:
+def _write(made: "MadeQuestions", target: Path) -> None:
     from dataclasses import asdict
 
     from luotuo_integrations.pair_files import write_rows
 
     write_rows(target, map(asdict, made.rows))
-    partial.unlink(missing_ok=True)
+
+
+def _tell(made: "MadeQuestions", target: Path, as_json: bool) -> None:
     summary: dict[str, Any] = {
         "questions": len(made.rows),
         "passages": made.passages,

@@ -22,6 +22,7 @@ from luotuo_integrations.file_states import FileState, UnreadableFiles, sha256_o
 from luotuo_integrations.parsing.spans import DEFAULT_CHUNK_SIZE
 from luotuo_integrations.progress import progress_bar
 from luotuo_integrations.splitter import ChineseTextSplitter
+from luotuo_integrations.store.files import MANIFEST, StoreFolder
 from luotuo_integrations.vectorstores import FAISS
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 SAVE_SECONDS = 30.0  # an interrupted sync loses little more than that, and saving costs a small share of it
 BATCH_CHUNKS = 128  # passages put into the store together: enough to batch well, and files stay whole
 SLICE_CHUNKS = 64  # passages embedded between two steps of the progress bar
+_KEYWORDS = "keywords.safetensors"  # part of a saved store; see ``store.files``
 _STATE = "file_state"  # metadata key of a passage: the state of its file
 _PROMPT_TOKENS = 16  # room for the model's prompt and special tokens
 
@@ -109,7 +111,7 @@ class FolderSync:
         gone = sorted(self._known.keys() - files.keys())
         if stale or gone:
             self._check_writable()
-            self._vectorstore.core.use_keywords()  # saved with the store, so that no search has to split all passages
+            self._vectorstore.core.use_keywords(None)  # saved with the store: no search has to split all passages
         self._unreadable.keep_only(files)
         try:
             if gone:
@@ -127,6 +129,7 @@ class FolderSync:
         self._report.chunks = len(self._vectorstore)
         if not self._report.chunks:
             raise DocumentError(self._nothing_to_index())
+        self._add_keywords()
         return self._report
 
     # -- what is there ------------------------------------------------------------------------------------------------
@@ -240,6 +243,19 @@ class FolderSync:
         if not writable:
             msg = f"The index folder {str(self._store_folder)!r} is not writable; give another store"
             raise PermissionError(msg)
+
+    def _add_keywords(self) -> None:
+        """Save a keyword index with a store that was saved without; where that cannot be, searches make their own."""
+        folder = self._store_folder
+        if not ((folder / MANIFEST).is_file() and os.access(folder, os.W_OK)):
+            return
+        if StoreFolder(folder).manifest().path(_KEYWORDS) is not None:
+            return
+        self._vectorstore.core.use_keywords(None)
+        try:
+            self._vectorstore.save_local(folder)
+        except OSError as error:
+            logger.warning("No keyword index was saved in %r: each search will make its own. %s", str(folder), error)
 
     def _note(self, batch: Mapping[str, Sequence[Document]]) -> None:
         """Note the files of a batch that is in the store now."""

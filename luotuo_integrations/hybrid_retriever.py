@@ -98,10 +98,20 @@ class HybridRetriever(BaseRetriever):
             k: How many; None as the retriever says.
 
         Returns:
-            Documents with scores up to 1, best first; see ``hybrid_search``.
+            Documents with scores, up to 1 for cosines, best first; see ``hybrid_search``.
+
+        Raises:
+            ValueError: If k is less than 1.
         """
+        wanted = self._wanted(k)
         vector = embed_queries(self.store.embeddings, [check_query(query)])[0]
-        return self._fused(vector, query, k or self.k)
+        return self._fused(vector, query, wanted)
+
+    def _wanted(self, k: int | None) -> int:
+        if k is not None and k < 1:
+            msg = f"k={k} must be 1 or more"
+            raise ValueError(msg)
+        return self.k if k is None else k
 
     def _fused(self, vector: Matrix, query: str, k: int) -> list[tuple[Document, float]]:
         hits = hybrid_search(self.store.core, vector, query, k, settings=self._settings, where=self.filter)
@@ -114,7 +124,7 @@ class HybridRetriever(BaseRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
-        wanted = self.k if k is None else k
+        wanted = self._wanted(k)
         vector = embed_queries(self.store.embeddings, [check_query(query)])[0]
         found = self._candidates(vector, query, wanted)
         if self.rerank is not None and found:
@@ -124,7 +134,7 @@ class HybridRetriever(BaseRetriever):
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
-        wanted = self.k if k is None else k
+        wanted = self._wanted(k)
         vector = as_matrix([await self.store.embeddings.aembed_query(check_query(query))], name="the query's vector")[0]
         found = await run_in_executor(None, self._candidates, vector, query, wanted)
         if self.rerank is not None and found:

@@ -14,8 +14,9 @@ from luotuo_integrations.store.vector_math import Matrix, choose_diverse, unit_r
 
 HybridMethod = Literal["calibrated", "weighted", "reciprocal_rank"]
 
-# Standard deviations of the vectors' scores that a text which holds all of a query's words is worth, at equal weights.
-# Chosen on development sets of fourteen domains, where 11 to 15 are as good; see docs/retrieval.md.
+# What a coverage of 1 is worth at equal weights, in standard deviations of the vectors' scores; a text that holds each
+# of a query's words once has a coverage of about 0.4. Chosen on development sets of fourteen domains, where 11 to 15
+# are as good; see docs/retrieval.md.
 COVERAGE_SCALE = 13.0
 
 
@@ -25,8 +26,9 @@ class HybridSettings:
 
     - ``"calibrated"``: weight * score of the vectors / spread + weight * 13 * coverage. The spread is the standard
       deviation of such scores between documents of the store, so that one setting suits every model; the coverage is
-      the BM25 score divided by the highest that the query allows, from 0 to 1. What only one search found has its other
-      score computed. This measured best: a weak match of words adds little, however far it is ahead of weaker ones.
+      the BM25 score divided by the highest that the query allows, from 0 to below 1, about 0.4 where each word of the
+      query stands once. What only one search found has its other score computed. This measured best: a weak match of
+      words adds little, however far it is ahead of weaker ones.
     - ``"weighted"`` and ``"reciprocal_rank"``: of scores scaled by query, or of places; see ``fusion.fuse``. What only
       one search found counts as the other's last.
 
@@ -81,8 +83,8 @@ def hybrid_search(
 
     Returns:
         Hits with fused scores, best first; with ``lambda_mult`` in the order in which they were chosen. The scores are
-        at most 1: from 0 to 1 by ``"weighted"`` and ``"reciprocal_rank"``, and on a scale between the vectors' scores
-        and the coverage by ``"calibrated"`` (of distances, negative ones).
+        from 0 to 1 by ``"weighted"`` and ``"reciprocal_rank"``; by ``"calibrated"`` they lie between the coverage and
+        the vectors' scores (of distances, the negative ones), so that they are at most 1 for cosines.
 
     Raises:
         ValueError: If k is less than 1, or the vector has another dimension than the store.
@@ -140,7 +142,11 @@ def _calibrated(
 
 def _diverse(core: FaissCore, query: Matrix, hits: list[Hit], k: int, lambda_mult: float) -> list[Hit]:
     """MMR after fusion: fused scores stand for nearness, on the scale of the cosines that they are weighed against."""
-    units = unit_rows(core.vectors([hit.id for hit in hits]))  # (n, D)
+    present, vectors = core.present_vectors([hit.id for hit in hits])  # some may have been deleted meanwhile
+    hits = [hits[place] for place in present]
+    if not hits:
+        return []
+    units = unit_rows(vectors)  # (n, D)
     cosines = units @ unit_rows(query[None])[0]  # (n,)
     scores = np.array([hit.score for hit in hits], dtype=np.float32)
     spread = float(np.ptp(scores)) or 1.0

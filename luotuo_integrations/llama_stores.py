@@ -178,8 +178,8 @@ class FaissVectorStore(BasePydanticVectorStore):
         - ``default``: nearest vectors; ``mmr``: of these, diverse ones.
         - ``text_search``, ``sparse``: nodes that share words, or pairs of characters, with ``query_str``; similarities
           are BM25 scores. Nodes that share nothing are not found, so maybe none is. The embedding model is not asked.
-        - ``hybrid``: both rankings, fused; similarities are fused scores up to 1. ``alpha`` weighs them: 1 takes
-          vectors alone, 0 keywords alone; None takes the weights of ``HybridSettings``.
+        - ``hybrid``: both rankings, fused; similarities are fused scores, up to 1 for cosines. ``alpha`` weighs them: 1
+          takes vectors alone, 0 keywords alone; None takes the weights of ``HybridSettings``.
 
         Args:
             query: ``similarity_top_k`` says how many nodes, unless ``sparse_top_k`` (``text_search``, ``sparse``) or

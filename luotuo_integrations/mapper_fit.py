@@ -16,7 +16,7 @@ from luotuo_integrations.texts import ArrayEncoder, Vectors
 
 logger = logging.getLogger(__name__)
 
-LEAST_PAIRS = 10
+LEAST_PAIRS = 10  # whose answers differ
 FOLDS = 5
 CONFIDENCE = 2.0  # standard errors that an improvement must exceed; chosen on fifteen domains, see docs/retrieval.md
 
@@ -90,8 +90,9 @@ def fit_mapper(
     size = queries.shape[1]
     folds = list(_folds(places, seed))
     report: Report
-    if len(queries) < LEAST_PAIRS or len(folds) < 2:
-        report = {"method": "identity", "pairs": len(queries), "reason": f"fewer than {LEAST_PAIRS} pairs"}
+    if len(np.unique(places)) < LEAST_PAIRS:
+        reason = f"fewer than {LEAST_PAIRS} pairs with different answers"
+        report = {"method": "identity", "pairs": len(queries), "reason": reason}
         return _told(LinearQueryMapper.identity(size, report=report, **facts))
     plain = _reciprocal_ranks(queries, passages, places)
     held_back = _held_back(queries, passages, places, folds)

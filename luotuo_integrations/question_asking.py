@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -35,8 +36,11 @@ _INSTRUCTIONS = """你替一个文档检索系统出测试题。
 _PROMPT_VERSION = 1
 _END_OF_THOUGHTS = "</think>"
 _LIST = re.compile(r"\[.*\]", re.DOTALL)
+_BULLETS = r"(?:[\s>*•·]|[\-#](?!\d))*"
+# One number alone, and none that goes on in digits: "3.5万元", "12:30" and "10.1假期" are part of the question.
 _LEAD = re.compile(
-    r"^(?:[\s>*\-•·#]+|\d{1,2}\s*[.．、)）:：]\s*|[(（]\d{1,2}[)）]\s*|(?:问题|提问|问|Q)\s*\d{0,2}\s*[:：.]\s*)+",
+    rf"^{_BULLETS}(?:\d{{1,2}}\s*(?:[)）]|[.．、:：](?!\d))|[(（]\d{{1,2}}[)）])?"
+    rf"{_BULLETS}(?:(?:问题|提问|问|Q)\s*\d{{0,2}}\s*[:：.])?{_BULLETS}",
     re.IGNORECASE,
 )
 _QUOTES = "\"'“”‘’「」『』*` ,，"
@@ -48,10 +52,12 @@ _REFERS = re.compile(
 _ANSWERED = re.compile(r"^(?:答案|回答|答|A)\s*\d{0,2}\s*[:：]", re.IGNORECASE)
 _LONGEST = 120
 _SHORTEST = 4
+_FIRST_KEY = "settings"
+_BEGINNING = f'{{"{_FIRST_KEY}": '.encode()
 
 
 class PartialFileError(LuotuoError, ValueError):
-    """A partial file was begun in another way."""
+    """A partial file was begun in another way, or is something else."""
 
 
 def ask_questions(
@@ -119,6 +125,12 @@ def ask_questions(
     return made
 
 
+def holds_replies(partial: str | Path) -> bool:
+    """Whether a partial file of ``ask_questions`` is there, with at least one passage that is finished."""
+    path = Path(partial)
+    return path.is_file() and path.read_bytes().count(b"\n") > 1  # the first line says how it was begun
+
+
 def parse_questions(text: str, body: str, count: int) -> tuple[list[str], int]:
     """Read the questions in a language model's reply.
 
@@ -137,11 +149,20 @@ def parse_questions(text: str, body: str, count: int) -> tuple[list[str], int]:
         if not query or _ANSWERED.match(query) or query[-1] not in "？?":
             continue  # an explanation, an answer, 无
         copied = squeezed(query).rstrip("？?") in squeezed(body)
-        if not _SHORTEST <= len(query) <= _LONGEST or _REFERS.search(query) or copied:
+        if not _SHORTEST <= len(query) <= _LONGEST or _REFERS.search(query) or copied or not _is_unicode(query):
             refused += 1
         elif asked(query) not in map(asked, usable):
             usable.append(query)
     return usable[:count], refused
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written to a file: not with half of an emoji, as a reply in JSON may hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _candidates(text: str) -> list[str]:
@@ -221,29 +242,36 @@ class _ReadReply(NamedTuple):
 
 
 class _PartialFile:
-    """Replies that were read, by passage: a line says how the file was begun, then each passage has a line."""
+    """Replies that were read, by passage: a line says how the file was begun, then each passage has a line.
+
+    What was written when the disk was full or the process killed is no line: it is passed over, and written again.
+    """
 
     def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
         self.path = path
         self.done: dict[str, _ReadReply] = {}
         self._settings = dict(settings)
+        self._begun = False
         if path.exists():
             self._read()
 
     def add(self, key: str, queries: list[str], refused: int) -> None:
         """Write down a passage that is finished."""
-        lines: list[dict[str, object]] = [] if self.path.exists() else [{"settings": self._settings}]
+        lines: list[dict[str, object]] = [] if self._begun else [{_FIRST_KEY: self._settings}]
         lines += [{"passage": key, "queries": queries, "refused": refused}]
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        _append("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode(), self.path)
+        self._begun = True
         self.done[key] = _ReadReply(queries, refused)
 
     def _read(self) -> None:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
+        if not whole and (_BEGINNING.startswith(content) or content.startswith(_BEGINNING)):
+            self.path.unlink()  # empty, or a first line that was cut off
+            return
         try:
             first, *others = [json.loads(line) for line in whole.splitlines()]
-            begun = first["settings"]
+            begun = dict(first[_FIRST_KEY])
             self.done = {one["passage"]: _ReadReply(list(one["queries"]), int(one["refused"])) for one in others}
         except (ValueError, KeyError, TypeError) as error:
             msg = f"{self.path} is no file of finished questions ({error}); move it, or give another --out"
@@ -256,3 +284,19 @@ class _PartialFile:
             raise PartialFileError(msg)
         if len(whole) < len(content):  # a last line that was cut off
             os.truncate(self.path, len(whole))
+        self._begun = True
+
+
+def _append(content: bytes, path: Path) -> None:
+    """Write bytes at the end of a file, all or none, so that a later line never follows half of one."""
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+    except BaseException:
+        with suppress(OSError):
+            if before:
+                os.truncate(path, before)
+            else:
+                path.unlink(missing_ok=True)
+        raise

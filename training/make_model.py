@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from opencc import OpenCC
 
 from luotuo_integrations.encoder import CPU_BUDGET
 from luotuo_integrations.model_folder import DenseSettings
@@ -98,6 +99,7 @@ def align(config: TrainConfig, pack: Path, kinds: Sequence[str], *, show_progres
         config=settings,
         folder=folder.path,
         device="cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu",
+        bfloat16={"auto": None, "no": False, "bf16": True}[config.run.precision],
         seed=config.seed,
         show_progress=show_progress,
     )
@@ -132,7 +134,8 @@ def contrast(config: TrainConfig, pack: Path, devsets: Path, *, show_progress: b
     table = TextTable()
     count = config.data.max_pairs or DEFAULT_PAIRS
     lines = chain(pack_lines(pack, "pair"), islice(pack_lines(pack, "text"), 20 * count))
-    groups = pair_groups(lines, table, count) | scored_groups(pack_lines(pack, "scored"), table, int(SCORED * count))
+    groups = pair_groups(lines, table, count, OpenCC("s2t").convert)
+    groups |= scored_groups(pack_lines(pack, "scored"), table, int(SCORED * count))
     config = replace(config, run=replace(config.run, out=str(out / "contrast")))
     folder = RunFolder(config.run.out, config, resume=True)
     folder.begin(table.texts, {name: len(group.rows) for name, group in groups.items()})

@@ -1,7 +1,7 @@
 """Groups of pairs by domain: in-batch negatives come from the same domain, where they are hard."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,9 @@ PAIR_SHARES: Mapping[str, tuple[str, float]] = {
     "sayings": ("xiehouyu", 0.02),
 }
 HALVES_SHARE = 0.15  # halves of running text, as many as this share of the pairs
+# Every fourth pair of a modern domain is turned Traditional; of every second of these the passage alone.
+TRADITIONAL_EVERY = 4
+PRE_MODERN = ("classical", "sayings")
 
 
 @dataclass(slots=True)
@@ -48,13 +51,16 @@ class Group:
         return np.array(self.labels, np.float32) if self.labels else None
 
 
-def pair_groups(lines: Iterable[Line], table: TextTable, count: int) -> dict[str, Group]:
+def pair_groups(
+    lines: Iterable[Line], table: TextTable, count: int, convert: Callable[[str], str] | None = None
+) -> dict[str, Group]:
     """Fill the groups with the first lines of each domain.
 
     Args:
         lines: Lines of the pack of kind ``"pair"`` and ``"text"``, shuffled.
         table: Where their texts get their numbers.
         count: Pairs in all; halves come on top.
+        convert: Simplified to Traditional; None leaves the characters as they are.
     """
     limits = {name: round(share * count) for name, (_, share) in PAIR_SHARES.items()}
     limits["halves"] = round(HALVES_SHARE * count)
@@ -68,6 +74,8 @@ def pair_groups(lines: Iterable[Line], table: TextTable, count: int) -> dict[str
         else:
             pair = cut_in_half(line["text"]) if len(line["text"]) >= 60 else None
         if pair is not None and max(map(len, pair)) <= LONGEST:
+            if convert is not None and name not in PRE_MODERN:
+                pair = _turned(pair, len(groups[name].rows), convert)
             groups[name].rows.append((table.add(pair[0], "query"), table.add(pair[1], "passage")))
     return groups
 
@@ -84,6 +92,13 @@ def scored_groups(lines: Iterable[Line], table: TextTable, count: int) -> dict[s
             group.rows.append((first, second))
             group.labels.append(line["label"])
     return groups
+
+
+def _turned(pair: tuple[str, str], number: int, convert: Callable[[str], str]) -> tuple[str, str]:
+    """A pair, or one in Traditional characters, or its passage alone: texts are searched by questions in either."""
+    if number % TRADITIONAL_EVERY:
+        return pair
+    return (pair[0] if number % (2 * TRADITIONAL_EVERY) else convert(pair[0]), convert(pair[1]))
 
 
 def _domain(source: str) -> str | None:

@@ -12,6 +12,7 @@ from luotuo_integrations.store.files import Manifest, StoreFolder
 from luotuo_integrations.store.filters import Filter, Predicate
 from luotuo_integrations.store.index import VectorIndex
 from luotuo_integrations.store.index_kinds import IndexKind
+from luotuo_integrations.store.interrupts import finish
 from luotuo_integrations.store.keyword_index import KeywordIndex
 from luotuo_integrations.store.reader import StoreReader
 from luotuo_integrations.store.rescoring import RESCORED, RescoredIndex, new_index
@@ -130,15 +131,13 @@ class FaissCore(StoreReader):
                     index.add(vectors, rows)
                     if keywords is not None:
                         keywords.add(rows, batch.contents)
-            except BaseException:
-                index.discard(rows)
+                self._index, self._spread = index, None
+                index.discard(replaced)
                 if keywords is not None:
-                    keywords.discard(rows)
+                    keywords.discard(replaced)
+            except BaseException:
+                finish(lambda: self._follow_table(index, np.concatenate([rows, replaced])))
                 raise
-            index.discard(replaced)
-            if keywords is not None:
-                keywords.discard(replaced)
-            self._index, self._spread = index, None
 
     def train(self, vectors: Any) -> None:
         """Train an IVF, PQ or SQ index on typical vectors before the first are added; others need none.
@@ -179,14 +178,31 @@ class FaissCore(StoreReader):
             return 0 if rows is None else self._delete_rows(rows)
 
     def _delete_rows(self, rows: Rows) -> int:
-        if len(rows) and self._index is not None:
-            keywords = self._keywords_to_change()
-            self._table.delete(rows)
-            self._index.discard(rows)
-            if keywords is not None:
-                keywords.discard(rows)
-            self._spread = None
+        index = self._index
+        if len(rows) and index is not None:
+            keywords, self._spread = self._keywords_to_change(), None
+            try:
+                self._table.delete(rows)
+                index.discard(rows)
+                if keywords is not None:
+                    keywords.discard(rows)
+            except BaseException:
+                finish(lambda: self._follow_table(index, rows))
+                raise
         return len(rows)
+
+    def _follow_table(self, index: VectorIndex | RescoredIndex, rows: Rows) -> None:
+        """After a change that failed: take those of its rows that have no document out of the other indexes.
+
+        The documents change wholly or not at all, so they tell whether the change came before the failure.
+        """
+        held = self._table.existing(rows)
+        gone = np.setdiff1d(rows, held)
+        index.discard(gone)
+        if self._keywords is not None:
+            self._keywords.discard(gone)
+        if len(held):
+            self._index, self._spread = index, None
 
     def _keywords_to_change(self) -> KeywordIndex | None:
         """The keyword index, read if it was left in its file: damage shows before anything is changed."""
@@ -197,11 +213,10 @@ class FaissCore(StoreReader):
     def clear(self) -> None:
         """Delete everything. Dimension, metric and model stay; an index that was trained must be trained again."""
         with self._lock.write():
-            if self._index is not None:
-                self._index = self._new_index(self._index.dimension)
-            self._table, self._spread = DocumentTable(), None
-            if self._keywords is not None:
-                self._keywords = KeywordIndex(self._keywords.tokenizer)
+            index = None if self._index is None else self._new_index(self._index.dimension)
+            keywords = None if self._keywords is None else KeywordIndex(self._keywords.tokenizer)
+            table = DocumentTable()
+            self._index, self._keywords, self._table, self._spread = index, keywords, table, None  # all or nothing
 
     def rebuild(self) -> None:
         """Build the faiss index anew, for an HNSW graph after many deletes or an IVF index that has grown.
@@ -222,7 +237,7 @@ class FaissCore(StoreReader):
             StoreMismatchError: If the folder holds another program's manifest.json.
         """
         with self._lock.read():
-            facts = {
+            facts: dict[str, Any] = {
                 "metric": self.metric,
                 "dimension": self.dimension,
                 "index_factory": self.index_factory,
@@ -235,6 +250,7 @@ class FaissCore(StoreReader):
             parts = {_DOCUMENTS: self._table.write}
             if self._index is not None:
                 parts.update(self._index.parts())
+                facts["index"] = self._index.facts()
             if self._keywords is not None:
                 parts[_KEYWORDS] = self._keywords.save
             StoreFolder(folder).save(facts, parts)
@@ -277,7 +293,7 @@ class FaissCore(StoreReader):
         if len(rows) and (rows[-1] >= core._next_row or core._index is None):
             raise _unlike(manifest)
         if core._index is not None:
-            core._index.restore(paths, rows, memory_map=memory_map)
+            core._index.restore(paths, rows, memory_map=memory_map, facts=facts.get("index"))
         core._keywords = _restored_keywords(manifest, len(rows), read=not memory_map)
         return core
 

@@ -11,7 +11,15 @@ from luotuo_integrations.errors import StoreCorruptError
 from luotuo_integrations.store.comparing import CHUNK, final_scores, nearest_rows
 from luotuo_integrations.store.faiss_files import can_map, read_faiss, write_faiss
 from luotuo_integrations.store.gpu_copy import MOST_RESULTS, GpuCopy
-from luotuo_integrations.store.index_kinds import Family, IndexKind, family_of, innermost, training_size
+from luotuo_integrations.store.index_kinds import (
+    Family,
+    IndexKind,
+    family_of,
+    innermost,
+    number_the_rest,
+    training_size,
+)
+from luotuo_integrations.store.interrupts import finish
 from luotuo_integrations.store.table import Rows
 from luotuo_integrations.store.vector_math import Matrix, unit_rows
 
@@ -103,7 +111,16 @@ class VectorIndex:
         self.train(vectors)
         self._own()
         self._changed()
-        self._index.add_with_ids(self._scaled(vectors), rows)  # all at once: faiss then makes room once
+        try:
+            self._index.add_with_ids(self._scaled(vectors), rows)  # all at once: faiss then makes room once
+        except BaseException:
+            finish(lambda: self._take_back(rows))
+            raise
+
+    def _take_back(self, rows: Rows) -> None:
+        if self._family != "ivf":
+            number_the_rest(self._index, rows)
+        self.discard(rows)
 
     def discard(self, rows: Rows) -> None:
         """Remove rows; those that are not held are no error.
@@ -118,13 +135,13 @@ class VectorIndex:
             # With a hash table as direct map, faiss removes by this selector only.
             self._index.remove_ids(self._faiss.IDSelectorArray(np.ascontiguousarray(rows, dtype=np.int64)))
             return
-        held = self._held()
-        places = np.minimum(np.searchsorted(held, rows), len(held) - 1)  # held rows are ascending here
-        self._marked.update(rows[held[places] == rows].tolist() if len(held) else [])
+        self._marked.update(self._among_held(rows).tolist())
         if len(self._marked) > _MARKED_SHARE[self._family] * self._index.ntotal:
             self._own()
-            self._index.remove_ids(self._faiss.IDSelectorBatch(self._marked_rows()))
-            self._marked.clear()
+            try:
+                self._index.remove_ids(self._faiss.IDSelectorBatch(self._marked_rows()))
+            finally:  # Ctrl-C reaches Python when faiss has removed them: none may stay marked then
+                finish(self._unmark_removed)
 
     def rebuild(self) -> None:
         """Build the index anew from the vectors it holds: without removed rows, trained on what is there now.
@@ -143,8 +160,10 @@ class VectorIndex:
             chunk = rows[start : start + CHUNK]
             fresh.add_with_ids(self.vectors(chunk), chunk)
         self._changed()
-        self._index, self._mapped = fresh, False
-        self._marked.clear()
+        self._index, self._mapped, self._marked = fresh, False, set()
+
+    def _unmark_removed(self) -> None:
+        self._marked = set(self._among_held(self._marked_rows()).tolist())
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
@@ -247,8 +266,15 @@ class VectorIndex:
         """Name of each file of a saved store that this index fills -> the function that writes it."""
         return {INDEX: self.write}
 
-    def restore(self, paths: Mapping[str, Path], rows: Rows, *, memory_map: bool) -> None:
+    def facts(self) -> dict[str, int]:
+        """What ``restore`` needs to know besides the files: nothing."""
+        return {}
+
+    def restore(
+        self, paths: Mapping[str, Path], rows: Rows, *, memory_map: bool, facts: Mapping[str, int] | None = None
+    ) -> None:
         """Take the vectors from the files that ``parts`` names; see ``read``."""
+        del facts
         self.read(paths[INDEX], rows, memory_map=memory_map)
 
     def write(self, path: Path) -> None:
@@ -301,6 +327,12 @@ class VectorIndex:
         sizes = [(number, lists.list_size(number)) for number in range(lists.nlist)]
         parts = [self._faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in sizes if size]
         return np.sort(np.concatenate(parts))
+
+    def _among_held(self, rows: Rows) -> Rows:
+        """Those of the rows that are in the faiss index; not for IVF, whose rows are not ascending."""
+        held = self._held()
+        places = np.minimum(np.searchsorted(held, rows), len(held) - 1)
+        return rows[held[places] == rows] if len(held) else held
 
     def _places(self, rows: Rows) -> Rows:
         """What the index that is searched calls rows that are held: an IVF index by number, others by place."""

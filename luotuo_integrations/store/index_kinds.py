@@ -3,6 +3,9 @@
 import re
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from luotuo_integrations._optional import require
 from luotuo_integrations.store.comparing import faiss_metric
 from luotuo_integrations.store.vector_math import Metric
@@ -86,6 +89,28 @@ def innermost(index: Any) -> Any:
     while isinstance(index, (faiss.IndexIDMap, faiss.IndexPreTransform)):
         index = faiss.downcast_index(index.index)
     return index
+
+
+def number_the_rest(index: Any, rows: npt.NDArray[np.int64]) -> None:
+    """After an addition that failed: number the vectors that are in the graph, but not in the map around it.
+
+    faiss looks for Ctrl-C while it links an HNSW graph. The vectors are in the graph then, some of them linked, and
+    their rows are in no map. As nothing can be taken out of a graph, the caller has to pass over them.
+
+    Args:
+        index: A map by ``IndexKind.build``. Interrupted once more, this may be started again.
+        rows: Those of the addition.
+    """
+    faiss, base = require("faiss", extra="faiss"), innermost(index)
+    held = faiss.vector_to_array(index.id_map)
+    rest = rows[len(rows) - (base.ntotal - len(held)) :]
+    if len(rest):
+        faiss.copy_array_to_vector(np.concatenate([held, rest]), index.id_map)
+    around = index
+    while around.ntotal != base.ntotal:  # the map, and what changes vectors on their way into the graph
+        around.ntotal = base.ntotal
+        around = faiss.downcast_index(around.index)
+    index.construct_rev_map()
 
 
 def family_of(index: Any) -> Family | None:

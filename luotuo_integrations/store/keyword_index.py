@@ -145,7 +145,8 @@ class KeywordIndex:
         """What no score of a query reaches: the sum of ``ln(1 + (N - n_t + 0.5) / (n_t + 0.5))`` over its tokens.
 
         A text that held every token many times would come near it; tokens that no text holds count too. A score divided
-        by it tells how much of the query a text holds, from 0 to 1, whatever the query's length.
+        by it tells how much of the query a text holds, whatever the query's length: in a text of average length a token
+        that stands there once counts 0.4 (1 / (1 + k1)), twice 0.57.
 
         Raises:
             StoreCorruptError: If the index was opened from a file that turns out to be damaged.

@@ -16,7 +16,7 @@ for the model, where there is one. Scores of a search by keywords are BM25's, ab
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,8 +183,8 @@ class StoreReader:
         with self._lock.read():
             return self._keyword_index().ceiling(query)
 
-    def use_keywords(self, tokenizer: KeywordTokenizer = DEFAULT_TOKENIZER) -> None:
-        """Build the keyword index with this tokenizer now, unless that is the one it has.
+    def use_keywords(self, tokenizer: KeywordTokenizer | None = DEFAULT_TOKENIZER) -> None:
+        """Build the keyword index with this tokenizer now, unless that is the one it has; None keeps whichever it has.
 
         Raises:
             TypeError: If it is not a KeywordTokenizer.
@@ -229,6 +229,13 @@ class StoreReader:
                 msg = f"{len(missing)} ids are not in the store, for instance {missing[0]!r}"
                 raise ValueError(msg)
             return self._vectors(np.array([rows[id_] for id_ in wanted], dtype=np.int64))
+
+    def present_vectors(self, ids: Sequence[str]) -> tuple[list[int], Matrix]:
+        """Like ``vectors``, of those that are there: their places among ``ids``, and their vectors."""
+        with self._lock.read():
+            rows = self._table.rows_of(check_ids(ids))
+            places = [place for place, id_ in enumerate(ids) if id_ in rows]
+            return places, self._vectors(np.array([rows[ids[place]] for place in places], dtype=np.int64))
 
     def spread(self) -> float:
         """Standard deviation of the scores between documents, over pairs of up to 256; 0 of fewer than three.

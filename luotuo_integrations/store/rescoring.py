@@ -24,6 +24,7 @@ from luotuo_integrations.store.comparing import CHUNK, faiss_metric, final_score
 from luotuo_integrations.store.faiss_files import read_faiss, write_faiss
 from luotuo_integrations.store.index import VectorIndex
 from luotuo_integrations.store.index_kinds import IndexKind
+from luotuo_integrations.store.interrupts import finish
 from luotuo_integrations.store.table import Rows
 from luotuo_integrations.store.vector_math import Matrix, unit_rows
 from luotuo_integrations.store.whole_vectors import GrowingArray, WholeVectors
@@ -52,6 +53,26 @@ class Coding(NamedTuple):
 RESCORED: Mapping[str, Coding] = {"Int8": Coding("SQ8", 4), "Binary": Coding("RaBitQ", 16)}
 
 
+class _Held(NamedTuple):
+    """What is held; the place of a row is the same in all of it. Replaced at once, so that nothing can come between.
+
+    Codes and vectors grow before ``places`` do: what an interrupted addition left behind the last place is not there.
+
+    Args:
+        codes: faiss index of the codes.
+        whole: Whole vectors.
+        places: Place -> row, ascending.
+        marked: Places of removed rows.
+        fitted_to: How many vectors the codes were fitted to, less those that are taken out; 0 if that is not known.
+    """
+
+    codes: Any
+    whole: WholeVectors
+    places: GrowingArray
+    marked: set[int]
+    fitted_to: int
+
+
 class RescoredIndex:
     """Vectors by row number, as ``VectorIndex`` keeps them, in the kinds ``"Int8"`` and ``"Binary"``.
 
@@ -77,16 +98,12 @@ class RescoredIndex:
             raise ValueError(msg)
         self._kind, self._coding = kind, RESCORED[kind.factory]
         self._effort = search_effort or self._coding.effort
-        # The place of a row is the same in all three.
-        self._codes = self._new_codes()
-        self._whole = WholeVectors(kind.dimension)
-        self._places = GrowingArray(np.zeros(0, dtype=np.int64))  # place -> row, ascending
-        self._marked: set[int] = set()  # places of removed rows
-        self._fitted_to = 0  # how many vectors the codes were fitted to
+        places = GrowingArray(np.zeros(0, dtype=np.int64))
+        self._held = _Held(self._new_codes(), WholeVectors(kind.dimension), places, set(), 0)
         self._unmarked: Any = None  # faiss' selector of the others, made when it is needed
 
     def __len__(self) -> int:
-        return len(self._whole) - len(self._marked)
+        return len(self._held.places.values) - len(self._held.marked)
 
     @property
     def dimension(self) -> int:
@@ -97,10 +114,10 @@ class RescoredIndex:
 
     def train(self, vectors: Matrix) -> None:
         """Fit the codes to typical vectors float32 (N, D); those that are fitted already are left as they are."""
-        if not self._fitted_to and len(vectors):
+        if not self._held.fitted_to and not len(self._held.places.values) and len(vectors):
             fresh = self._new_codes()
             fresh.train(self._scaled(vectors))
-            self._codes, self._fitted_to = fresh, len(vectors)
+            self._held = self._held._replace(codes=fresh, fitted_to=len(vectors))
 
     def check_training(self, count: int) -> None:
         """Do nothing: these kinds need no training, and take any number of vectors."""
@@ -114,55 +131,69 @@ class RescoredIndex:
         """
         if len(rows) == 0:
             return
-        vectors = self._scaled(vectors)
-        # Whatever needs memory comes first, so that a failure leaves codes, vectors and rows in step.
-        self._places.reserve(len(rows))
-        self._whole.reserve(len(rows))
-        grown = len(self._whole) + len(rows)
-        if self._fitted_to == 0 or (self._fitted_to < _PLENTY and grown >= _GROWTH * self._fitted_to):
-            self._codes = self._coded_anew(vectors)
-            self._fitted_to = grown
-        else:
-            self._codes.add(vectors)
-        self._whole.append(vectors)
-        self._places.append(rows)
+        try:
+            self._append(self._scaled(vectors), rows)
+        except BaseException:
+            finish(self._cut_back)
+            raise
+
+    def _append(self, vectors: Matrix, rows: Rows) -> None:
+        self._cut_back()  # in case that failed, too
         self._unmarked = None
+        # What needs memory comes first, so that little can fail later.
+        self._held.places.reserve(len(rows))
+        self._held.whole.reserve(len(rows))
+        grown, fitted_to = len(self._held.places.values) + len(rows), self._held.fitted_to
+        if fitted_to == 0 or (fitted_to < _PLENTY and grown >= _GROWTH * fitted_to):
+            self._held = self._held._replace(codes=self._coded_anew(vectors))
+            fitted_to = grown
+        else:
+            self._held.codes.add(vectors)
+        self._held.whole.append(vectors)
+        self._held.places.append(rows)  # from here on they are held
+        self._held = self._held._replace(fitted_to=fitted_to)
+
+    def _cut_back(self) -> None:
+        """Take out the codes and vectors that have no row yet, after an addition that failed."""
+        codes, count = self._held.codes, len(self._held.places.values)
+        self._held.whole.cut(count)
+        if codes.ntotal > count:
+            codes.remove_ids(self._faiss.IDSelectorRange(count, codes.ntotal))
 
     def discard(self, rows: Rows) -> None:
-        """Remove rows; those that are not held are no error. Memory comes back when an eighth of them is removed."""
-        held = self._places.values
+        """Remove rows, held or not. Memory comes back when an eighth is removed; the codes are copied for that."""
+        held = self._held.places.values
         if len(rows) == 0 or len(held) == 0:
             return
         places = np.minimum(np.searchsorted(held, rows), len(held) - 1)
-        self._marked.update(places[held[places] == rows].tolist())
         self._unmarked = None
-        if len(self._marked) > _MARKED_SHARE * len(held):
+        self._held.marked.update(places[held[places] == rows].tolist())
+        if len(self._held.marked) > _MARKED_SHARE * len(held):
             self._take_out_marked()
 
     def rebuild(self) -> None:
         """Take out what was removed, and fit the codes to the vectors that are there now. Vectors stay as they are."""
         self._take_out_marked()
         if len(self):
-            self._codes = self._coded_anew(np.zeros((0, self.dimension), dtype=np.float32))
-            self._fitted_to = len(self)
+            codes = self._coded_anew(np.zeros((0, self.dimension), dtype=np.float32))
+            self._held = self._held._replace(codes=codes, fitted_to=len(self))
 
     def _take_out_marked(self) -> None:
-        if not self._marked:
+        if not self._held.marked:
             return
         left = self._left()
-        whole, rows = self._whole.only(left), GrowingArray(self._places.values[left])
-        self._codes.remove_ids(self._faiss.IDSelectorBatch(self._marked_places()))
-        self._whole, self._places, self._unmarked = whole, rows, None
-        self._marked.clear()
+        whole, rows = self._held.whole.only(left), GrowingArray(self._held.places.values[left])
+        self._unmarked = None
+        self._held = _Held(self._codes_left(), whole, rows, set(), self._fitted_left())
 
     def _coded_anew(self, more: Matrix) -> Any:
         """Codes of all vectors and of ``more`` behind them, fitted to them."""
-        held = len(self._whole)
+        held, whole = len(self._held.places.values), self._held.whole
         step = max(1, (held + len(more)) // _PLENTY)
         fresh = self._new_codes()
-        fresh.train(np.vstack([self._whole.take(np.arange(0, held, step)), more[::step]]))
+        fresh.train(np.vstack([whole.take(np.arange(0, held, step)), more[::step]]))
         for start in range(0, held, CHUNK):
-            fresh.add(self._whole.take(np.arange(start, min(start + CHUNK, held))))
+            fresh.add(whole.take(np.arange(start, min(start + CHUNK, held))))
         fresh.add(more)
         return fresh
 
@@ -171,12 +202,12 @@ class RescoredIndex:
     @property
     def rows(self) -> Rows:
         """Rows that are held and not removed, ascending."""
-        held: Rows = self._places.values[self._left()]
+        held: Rows = self._held.places.values[self._left()]
         return held
 
     def vectors(self, rows: Rows) -> Matrix:
         """Vectors of rows that are held: float32 (N, D), not approximate; of length 1 for cosine."""
-        return self._whole.take(np.searchsorted(self._places.values, rows))
+        return self._held.whole.take(np.searchsorted(self._held.places.values, rows))
 
     def search(self, queries: Matrix, k: int, allowed: Rows | None = None) -> tuple[Matrix, Rows]:
         """Find the nearest rows: candidates by their codes, and the best of those by their whole vectors.
@@ -204,13 +235,13 @@ class RescoredIndex:
         return final_scores(scores, self._kind.metric), rows
 
     def _rescore(self, queries: Matrix, k: int, candidates: int, allowed: Rows | None) -> tuple[Matrix, Rows]:
-        _, places = self._codes.search(queries, candidates, params=self._parameters(allowed))
+        _, places = self._held.codes.search(queries, candidates, params=self._parameters(allowed))
         scores, rows = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
         for number, found in enumerate(places):
             # In the order in which the vectors lie in the file. A code of vectors so large that their squares overflow
             # is no number, and faiss finds nothing by it: -1.
             chosen = np.sort(found[found >= 0])
-            held = self._places.values[chosen]
+            held = self._held.places.values[chosen]
             if len(held) < k:
                 held = self.rows if allowed is None else allowed
             query = queries[number : number + 1]
@@ -223,8 +254,8 @@ class RescoredIndex:
     def _parameters(self, allowed: Rows | None) -> Any:
         """Which places to look at, as faiss takes it; None for all."""
         if allowed is not None:
-            return self._selecting(np.searchsorted(self._places.values, allowed))
-        if not self._marked:
+            return self._selecting(np.searchsorted(self._held.places.values, allowed))
+        if self._all_count():
             return None
         if self._unmarked is None:
             self._unmarked = self._selecting(self._left())
@@ -242,13 +273,20 @@ class RescoredIndex:
         """Name of each file of a saved store that this index fills -> the function that writes it."""
         return {CODES: self._write_codes, WHOLE: self._write_whole}
 
-    def restore(self, paths: Mapping[str, Path], rows: Rows, *, memory_map: bool) -> None:
+    def facts(self) -> dict[str, int]:
+        """What ``restore`` needs to know besides the files."""
+        return {"fitted_to": self._fitted_left()}
+
+    def restore(
+        self, paths: Mapping[str, Path], rows: Rows, *, memory_map: bool, facts: Mapping[str, int] | None = None
+    ) -> None:
         """Take codes and vectors from files that the functions of ``parts`` wrote.
 
         Args:
             paths: Name of each part -> its file.
             rows: The rows they are of, ascending.
             memory_map: Leave the whole vectors in their file, and read those that a search needs.
+            facts: What the method of this name told; without it, the next addition fits the codes anew.
 
         Raises:
             StoreCorruptError: If a file is damaged, of another kind, or of another number of rows.
@@ -261,20 +299,15 @@ class RescoredIndex:
         if codes.ntotal != len(rows) or codes.sa_code_size() != expected.sa_code_size():
             msg = f"{paths[CODES]} holds {codes.ntotal} codes for {len(rows)} documents. Restore the folder, or build "
             raise StoreCorruptError(msg + "the store again")
-        self._whole = WholeVectors.read(paths[WHOLE], self.dimension, len(rows), memory_map=memory_map)
-        self._codes, self._fitted_to = codes, len(rows)
-        self._places, self._unmarked = GrowingArray(rows), None
-        self._marked.clear()
+        whole = WholeVectors.read(paths[WHOLE], self.dimension, len(rows), memory_map=memory_map)
+        self._unmarked = None
+        self._held = _Held(codes, whole, GrowingArray(rows), set(), (facts or {}).get("fitted_to", 0))
 
     def _write_codes(self, path: Path) -> None:
-        codes = self._codes
-        if self._marked:  # a copy, since others may be searching
-            codes = self._faiss.clone_index(codes)
-            codes.remove_ids(self._faiss.IDSelectorBatch(self._marked_places()))
-        write_faiss(codes, path)
+        write_faiss(self._codes_left(), path)
 
     def _write_whole(self, path: Path) -> None:
-        self._whole.write(path, self._left())
+        self._held.whole.write(path, self._left())
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
@@ -286,12 +319,29 @@ class RescoredIndex:
 
     def _left(self) -> Rows:
         """Places that are not removed, ascending."""
-        left = np.ones(len(self._whole), dtype=np.bool_)
+        left = np.ones(len(self._held.places.values), dtype=np.bool_)
         left[self._marked_places()] = False
         return np.flatnonzero(left)
 
+    def _all_count(self) -> bool:
+        """Tell whether each of the codes is that of a row that is not removed."""
+        return not self._held.marked and self._held.codes.ntotal == len(self._held.places.values)
+
+    def _codes_left(self) -> Any:
+        """Codes of the places that are not removed: a copy, since others may be searching, or Ctrl-C be pressed."""
+        if self._all_count():
+            return self._held.codes
+        codes, count = self._faiss.clone_index(self._held.codes), len(self._held.places.values)
+        gone = np.concatenate([self._marked_places(), np.arange(count, codes.ntotal)])
+        codes.remove_ids(self._faiss.IDSelectorBatch(gone))
+        return codes
+
+    def _fitted_left(self) -> int:
+        """How many of the vectors that the codes were fitted to are left; those were the first."""
+        return self._held.fitted_to - int((self._marked_places() < self._held.fitted_to).sum())
+
     def _marked_places(self) -> Rows:
-        return np.fromiter(self._marked, dtype=np.int64, count=len(self._marked))
+        return np.fromiter(self._held.marked, dtype=np.int64, count=len(self._held.marked))
 
 
 def new_index(kind: IndexKind, *, search_effort: int | None = None, device: str = "cpu") -> VectorIndex | RescoredIndex:

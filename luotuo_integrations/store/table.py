@@ -78,8 +78,9 @@ class DocumentTable:
         private = _private_database()
         with _damage_of(self._file):
             self._connection.backup(private)
-        self._connection.close()
-        self._connection, self._file = private, None
+        opened = self._connection
+        self._connection, self._file = private, None  # at once: Ctrl-C may come after any call
+        opened.close()
 
     def __len__(self) -> int:
         return int(self._all("SELECT count(*) FROM documents")[0][0])
@@ -89,8 +90,8 @@ class DocumentTable:
         """Keep all changes made inside, or none if anything raises."""
         with self._mutex:
             self._own()
-            self._connection.execute("BEGIN IMMEDIATE")
             try:
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:

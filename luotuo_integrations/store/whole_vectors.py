@@ -44,6 +44,10 @@ class GrowingArray:
         self._room[self._count : self._count + len(values)] = values
         self._count += len(values)
 
+    def cut(self, count: int) -> None:
+        """Forget what was added behind the first ``count`` values; nothing if there are no more."""
+        self._count = min(self._count, count)
+
 
 class WholeVectors:
     """float32 vectors, numbered by place from 0.
@@ -77,6 +81,10 @@ class WholeVectors:
     def append(self, vectors: Matrix) -> None:
         """Add vectors float32 (A, D); their places follow those that are there."""
         self._added.append(vectors)
+
+    def cut(self, count: int) -> None:
+        """Forget the vectors that were added behind the first ``count``; nothing if there are no more."""
+        self._added.cut(max(0, count - self._saved_count()))
 
     def take(self, places: Rows) -> Matrix:
         """Copy the vectors at places: float32 (P, D). Of a file, only their pages are read."""

@@ -76,7 +76,9 @@ class Aligner:
         tokens: The texts, tokenized.
         config: How much and how fast.
         folder: For checkpoints and the log.
-        device: Where to compute; bfloat16 on a GPU that has it.
+        device: Where to compute.
+        bfloat16: Whether the layers compute in bfloat16; None does so on a GPU. On a processor with AVX-512 BF16 it
+            takes a little over half the time.
         seed: Of the order of the texts.
         show_progress: Show a progress bar.
 
@@ -93,6 +95,7 @@ class Aligner:
         config: AlignmentConfig,
         folder: Path,
         device: torch.device | str = "cpu",
+        bfloat16: bool | None = None,
         seed: int = 0,
         show_progress: bool = False,
     ) -> None:
@@ -108,6 +111,7 @@ class Aligner:
             raise ValueError(msg)
         self.pairs = layer_pairs(_layer_count(student), _layer_count(teacher))
         self.device = torch.device(device)
+        self.bfloat16 = self.device.type == "cuda" if bfloat16 is None else bfloat16
         self.student = student.to(self.device)
         self.teacher = teacher.to(self.device).eval()
         self.tokens = tokens
@@ -195,8 +199,7 @@ class Aligner:
 
     def _run(self, model: EmbeddingModel, ids: Tensor, mask: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         """States after each layer, (n, T, H) each, and the vectors (n, D)."""
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
-        with autocast:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             output: Any = model.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         states = output.hidden_states
         vectors = pool((states[-1].float(),), mask, model.settings.pooling)

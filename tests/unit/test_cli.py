@@ -431,6 +431,17 @@ def test_a_mapper_changes_what_is_found(folder: Path, tmp_path: Path) -> None:
     assert mapped["score"] < 0
 
 
+def test_a_mapper_of_few_different_answers_changes_nothing_and_says_why(tiny_folder: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "faq.jsonl"
+    for different in (1, 2, 9):
+        rows = [{"query": f"第{n}条请假", "positive": f"请假规定{n % different}"} for n in range(20)]
+        pairs.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+        fitted = run("mapper", "fit", "--pairs", pairs, "--out", tmp_path / "faq.mapper", "--model", tiny_folder)
+        assert (fitted.exit_code, fitted.stderr) == (0, "")
+        assert "The mapper changes nothing: fewer than 10 pairs with different answers (20 pairs)" in fitted.stdout
+        assert LinearQueryMapper.load(tmp_path / "faq.mapper").is_identity
+
+
 def test_a_mapper_without_pairs_or_a_place_is_an_error(tiny_folder: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "faq.jsonl"
     pairs.write_text("年假", encoding="utf-8")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from luotuo_integrations import FAISS, LuotuoEmbeddings, cli
@@ -110,10 +111,34 @@ def test_a_store_saved_from_langchain_with_everything_on(
     )
 
 
-def test_a_cut_answer_is_told(tiny_store: list[object], tmp_path: Path) -> None:
-    write_rows(tmp_path / "问题.jsonl", [{"query": "年假", "positive": "年假十五天，要申请。"}])
-    result = run("evaluate", *tiny_store)
-    assert "1 of them have an answer that was cut" in result.stdout
+def test_a_cut_answer_is_told(tiny_store: list[object], tiny_folder: Path, tmp_path: Path) -> None:
+    texts = ["年假十五天，须提前三天书面申请，", "住宿五百元", "加班可调休"]
+    FAISS.from_texts(texts, LuotuoEmbeddings(str(tiny_folder))).save_local(tmp_path / "库")
+    rows = [
+        {"query": "年假", "positive": "年假十五天，须提前三天书面申请，由上级批准。"},
+        {"query": "能在家办公吗", "positive": "加班可调休，别的不行。"},
+    ]
+    write_rows(tmp_path / "问题.jsonl", rows)
+    lines = run("evaluate", *tiny_store).stdout.splitlines()
+    assert lines[0].startswith("1 questions, 3 passages")
+    assert lines[1].startswith("1 of them have an answer that was cut")
+    assert lines[2:4] == ["1 more were left out, because no passage holds their answer:", "  能在家办公吗"]
+
+
+def test_a_mapper_may_be_a_folder_of_llama_index(tiny_store: list[object], tmp_path: Path) -> None:
+    folder = tmp_path / "适配器"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"in_features": 24, "out_features": 24, "bias": false}', encoding="utf-8")
+    damaged = run("evaluate", *tiny_store, "--mapper", folder)
+    assert (damaged.exit_code, damaged.stdout) == (1, "")
+    assert "Give a folder that LlamaIndex's LinearLayer.save(folder) wrote" in damaged.stderr
+    torch.save({"linear.weight": -torch.eye(24)}, folder / "pytorch_model.bin")
+    result = run("evaluate", *tiny_store, "--mapper", folder, "--json")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert list(content["searches"]) == ["vector", "keyword", "hybrid", "vector + mapper", "hybrid + mapper"]
+    for one in content["ranks"]:  # -x turns the order of the three passages around
+        assert one["ranks"]["vector"] + one["ranks"]["vector + mapper"] == 4
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from typer.testing import CliRunner, Result
 
 from luotuo_integrations import FAISS, LuotuoEmbeddings, cli
 from luotuo_integrations.pair_files import read_pairs, read_questions
+from luotuo_integrations.question_asking import ask_questions
+from luotuo_integrations.store.table import StoredDocument
 from luotuo_integrations.training.records import read_records
 from tests.openai_stub import OpenAIStubServer
 
@@ -109,9 +111,14 @@ def test_after_an_error_the_same_command_goes_on(documents: list[object], tmp_pa
         assert not (tmp_path / "问题.jsonl").exists()
         stub.error, failing["from"] = None, 99
         asked_before = len(stub.requests)
-        other = run("questions", *documents, *options, "--per-passage", 2)
-        assert other.exit_code == 1
-        assert "was begun with per_passage 1" in other.stderr
+        kept = (tmp_path / "问题.jsonl.partial").read_bytes()
+        for changed, begun in ((("--per-passage", 2), "per_passage 1"), (("--llm-model", "x"), "model 'stub-model'")):
+            other = run("questions", *documents, *options, *changed)
+            assert other.exit_code == 1
+            assert f"was begun with {begun}" in other.stderr
+            assert "goes on" not in other.stderr  # it does not
+        assert (tmp_path / "问题.jsonl.partial").read_bytes() == kept
+        assert len(stub.requests) == asked_before
         assert run("questions", *documents, *options).exit_code == 0
     assert asked_before >= 6
     assert len(stub.requests) == asked_before + 7
@@ -119,11 +126,42 @@ def test_after_an_error_the_same_command_goes_on(documents: list[object], tmp_pa
     assert not (tmp_path / "问题.jsonl.partial").exists()
 
 
+def test_without_a_language_model_what_one_has_written_is_not_deleted(documents: list[object], tmp_path: Path) -> None:
+    partial = tmp_path / "问题.jsonl.partial"
+    passages = [StoredDocument("1", "年假有十五天，须提前三天申请。", {})]
+    ask_questions(passages, lambda _: "年假怎么请？", partial, model_name="stub-model")
+    kept = partial.read_bytes()
+    refused = run("questions", *documents)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "give its --llm and --llm-model (or --local-llm) to go on" in refused.stderr
+    assert partial.read_bytes() == kept
+    assert not (tmp_path / "问题.jsonl").exists()
+    assert not (tmp_path / "文档" / ".luotuo").exists()  # told before any work
+    partial.unlink()
+    assert run("questions", *documents).exit_code == 0
+
+
+@pytest.mark.parametrize("begun", [None, "", '{"settings": {'])
+def test_where_nothing_is_finished_nothing_is_said_to_be_kept(
+    documents: list[object], tmp_path: Path, begun: str | None
+) -> None:
+    if begun is not None:
+        (tmp_path / "问题.jsonl.partial").write_text(begun, encoding="utf-8")
+    with OpenAIStubServer(question) as stub:
+        stub.error = 400
+        result = run("questions", *documents, "--llm", stub.base_url, "--llm-model", "stub-model")
+    assert result.exit_code == 1
+    assert "the stub was told to answer 400" in result.stderr
+    assert "kept" not in result.stderr
+    assert [one.name for one in tmp_path.iterdir()] == ["文档"]
+
+
 def test_garbage_of_a_server_is_told(documents: list[object], tmp_path: Path) -> None:
     with OpenAIStubServer("我是一个语言模型。") as stub:
         result = run("questions", *documents, "--llm", stub.base_url, "--llm-model", "stub-model")
     assert result.exit_code == 1
     assert "no usable question for 12 passages (reply without a question: 12)" in result.stderr
+    assert "goes on" not in result.stderr
     assert not (tmp_path / "问题.jsonl").exists()
 
 

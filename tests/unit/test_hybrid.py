@@ -62,6 +62,7 @@ def test_calibrated_scores_equal_a_naive_loop(
     settings = HybridSettings(weights, fetch_k=fetch_k)
     found = hybrid_search(store.core, vector, query, 1, settings=settings)
     assert found[0].content == max(pool, key=lambda text: expected[text])
+    assert found[0].score == pytest.approx(expected[found[0].content], abs=1e-5)
     if fetch_k == 100:
         found = hybrid_search(store.core, vector, query, 6, settings=settings)
         assert {hit.content for hit in found} == pool
@@ -69,6 +70,40 @@ def test_calibrated_scores_equal_a_naive_loop(
         assert {hit.content: hit.score for hit in found} == pytest.approx(
             {text: expected[text] for text in pool}, abs=1e-5
         )
+
+
+@pytest.mark.parametrize("metric", ["cosine", "inner_product", "euclidean"])
+def test_what_one_side_alone_finds_gets_the_others_score(metric: Any) -> None:
+    """Five documents of two numbers; the nearest holds a word of the query, and the one that holds all is far off."""
+    core = FaissCore(2, metric=metric)
+    angles = (0.05, 0.3, 0.9, 1.2, 2.0)
+    vectors = [[np.cos(angle), np.sin(angle)] for angle in angles]
+    texts = ["年假天数", "发票", "食堂", "年假天数怎么算", "停车"]
+    core.add(np.array(vectors, np.float32), texts, ids=list("甲乙丙丁戊"))
+    query, text = np.array([1.0, 0.0], np.float32), "年假天数怎么算"
+    everything = hybrid_search(core, query, text, 5)
+    scores = {hit.id: hit.score for hit in everything}
+    for weights in ((0.5, 0.5), (0.99, 0.01), (0.01, 0.99)):
+        settings = HybridSettings(weights, fetch_k=1)
+        found = hybrid_search(core, query, text, 1, settings=settings)[0]
+        whole = {hit.id: hit.score for hit in hybrid_search(core, query, text, 5, settings=HybridSettings(weights))}
+        assert found.id == ("丁" if weights[1] == 0.99 else "甲" if weights[0] == 0.99 else max(scores, key=scores.get))  # type: ignore[arg-type]
+        assert found.score == pytest.approx(whole[found.id], abs=1e-6)  # as if both searches had found it
+
+
+def test_documents_deleted_meanwhile_are_left_out(store: FAISS, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = FaissCore.keyword_search
+
+    def delete_after(self: FaissCore, *arguments: Any, **named: Any) -> Any:
+        hits = search(self, *arguments, **named)
+        self.delete(["第0段"])
+        return hits
+
+    monkeypatch.setattr(FaissCore, "keyword_search", delete_after)
+    retriever = HybridRetriever.from_store(store, k=3, lambda_mult=0.5)
+    found = retriever.invoke("型号 XK-2093 的打印机卡纸")
+    assert len(found) == 3
+    assert "第0段" not in [document.id for document in found]
 
 
 def test_the_spread_follows_the_documents(embeddings: LuotuoEmbeddings, store: FAISS) -> None:
@@ -197,6 +232,11 @@ def test_bad_input_is_refused(store: FAISS) -> None:
         HybridSettings(fetch_k=0)
     with pytest.raises(ValueError, match="method='sum' is unknown; use one of 'calibrated', 'weighted'"):
         HybridSettings(method="sum")  # type: ignore[arg-type]
+    for k in (0, -1):
+        with pytest.raises(ValueError, match=f"k={k} must be 1 or more"):
+            HybridRetriever.from_store(store, rerank=Backwards()).invoke("年假", k=k)
+        with pytest.raises(ValueError, match=f"k={k} must be 1 or more"):
+            HybridRetriever.from_store(store).search_with_score("年假", k)
     with pytest.raises(ValueError, match="k=0 must be 1 or more"):
         hybrid_search(store.core, np.zeros(384, np.float32), "年假", 0)
     with pytest.raises(TypeError, match="must be one string"):

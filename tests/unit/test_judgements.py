@@ -68,19 +68,67 @@ def test_of_a_text_that_was_cut_the_passages_that_hold_most_count() -> None:
     assert judged.cut
     assert judged.answers == (frozenset({"most", "half"}),)
     (judged,) = judge([question], [tail, less]).judged
-    assert judged.answers == (frozenset({"tail", "less"}),)  # 10 is the most, and more than a fourth
-    assert judge([question], [tail]).unanswered == ("年假",)  # neither 20 characters nor a fourth
+    assert judged.answers == (frozenset({"less"}),)  # 10 is the most, and more than a fourth; 7 are too few
+    assert judge([question], [tail]).unanswered == ("年假",)
     whole = passage("whole", LEAVE)
     (judged,) = judge([question], [most, half, whole]).judged
     assert (judged.answers, judged.cut) == ((frozenset({"whole"}),), False)
 
 
 def test_where_no_sentence_is_whole_clauses_decide() -> None:
-    text = "申请须写明起止日期，由直属上级批准，再交人事部门备案。"
-    parts = [passage("一", "申请须写明起止日期，由直属"), passage("二", "由直属上级批准，再交人事部门备案。")]
+    text = "年假申请须写明起止日期，由直属上级批准，再交人事部门备案。"
+    parts = [passage("一", "年假申请须写明起止日期，由直属"), passage("二", "由直属上级批准，再交人事部门备案。")]
     (judged,) = judge([Question("怎么申请", text)], parts).judged
     assert judged.cut
-    assert judged.answers == (frozenset({"一", "二"}),)  # 9 and 15 characters
+    assert judged.answers == (frozenset({"一", "二"}),)  # 11 characters; 7 and 8, one after the other
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        "可以，需审批。",
+        "可以。",
+        "不可以，由部门负责人批准。",
+        "可以，由部门负责人批准，再报人事部。",
+        "需审批，可以，另说。",
+    ],
+)
+def test_a_short_answer_that_shares_a_phrase_with_passages_is_no_answer(nonsense: str) -> None:
+    passages = [
+        passage("一", "出差可以坐高铁，需审批，由部门负责人批准。超标的由财务另行核定。"),
+        passage("二", "加班可以调休。调休由部门负责人批准，可以分次使用。"),
+        passage("三", "会议室可以预订，需审批。"),
+    ]
+    assert judge([Question("能在家办公吗", nonsense)], passages).unanswered == ("能在家办公吗",)
+
+
+def test_a_text_of_short_lines_is_found_by_those_that_stand_together() -> None:
+    text = "早餐七点\n午餐十二点\n晚餐六点\n夜宵九点\n周末两餐\n节日照旧"
+    first, second = (
+        passage("一", "食堂时间\n早餐七点\n午餐十二点\n晚餐六点"),
+        passage("二", "夜宵九点\n周末两餐\n节日照旧"),
+    )
+    other = passage("三", "北区食堂\n早餐七点\n下午茶三点\n夜宵九点")
+    (judged,) = judge([Question("几点开饭", text)], [first, second, other]).judged
+    assert judged.answers == (frozenset({"一", "二"}),)
+
+
+def test_what_many_passages_hold_is_no_answer() -> None:
+    common, text = "由部门负责人会同人事部门批准", "宠物可以带进办公室，由部门负责人会同人事部门批准。"
+    passages = [passage(str(number), f"第{number}条 {common}。", "制度.md") for number in range(40)]
+    others = [passage(f"别的{number}", f"第{number}款", "别的.md") for number in range(80)]
+    for source in ("", "制度.md"):
+        question = Question("能带狗吗", text, source)
+        assert judge([question], passages + others).unanswered == ("能带狗吗",)
+        assert judge([question], passages[:11] + others).unanswered == ("能带狗吗",)
+        few = judge([question], passages[:3] + others[:2]).judged
+        assert few[0].answers == (frozenset({"0", "1", "2"}),)
+    # In another file it is as common.
+    elsewhere = passage("它", f"说明：{common}。", "说明.md")
+    assert judge([Question("能带狗吗", text, "说明.md")], [*passages, elsewhere]).unanswered == ("能带狗吗",)
+    # Copies of a passage are one.
+    copies = [passage(str(number), f"说明：{common}。", f"分公司{number}/制度.md") for number in range(20)]
+    assert answers(Question("能带狗吗", text), *copies) == (frozenset(map(str, range(20))),)
 
 
 def test_a_stray_short_sentence_is_no_answer() -> None:

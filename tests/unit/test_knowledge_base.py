@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from luotuo_integrations import FAISS, KnowledgeBase, LuotuoEmbeddings, folder_sync
+from luotuo_integrations.chinese_tokens import KeywordTokenizer
 from luotuo_integrations.errors import DocumentError, StoreCorruptError, StoreMismatchError
 from luotuo_integrations.file_states import FileState
 from luotuo_integrations.folder_sync import embedded_text
@@ -345,6 +346,87 @@ def test_no_disk_space_while_saving_keeps_the_index_before(
     assert texts_by_source(opened(folder, tiny)) == before
     assert sorted(path.name for path in (folder / ".luotuo").iterdir()) == files
     assert opened(folder, tiny).sync().added == ["食堂.txt"]
+
+
+# -- keywords ---------------------------------------------------------------------------------------------------------
+
+
+def save_without_keywords(folder: Path, tiny: LuotuoEmbeddings) -> list[str]:
+    """Put in place of an index one of the same passages that has no keyword index -> its files."""
+    knowledge_base = opened(folder, tiny)
+    knowledge_base.sync()
+    documents, vectors = knowledge_base.vectorstore.core.export()
+    without = FAISS(tiny)
+    pairs = zip([one.content for one in documents], vectors.tolist(), strict=True)
+    without.add_embeddings(pairs, [one.metadata for one in documents], ids=[one.id for one in documents])
+    shutil.rmtree(folder / ".luotuo")
+    without.save_local(folder / ".luotuo")
+    return index_files(folder)
+
+
+def index_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / ".luotuo").iterdir() if path.name != "save.lock")
+
+
+def test_a_keyword_tokenizer_of_ones_own_outlives_a_sync(folder: Path, tiny: LuotuoEmbeddings) -> None:
+    (folder / "产量.txt").write_text("驼峰井的产量每天三吨。", encoding="utf-8")
+    knowledge_base = opened(folder, tiny)
+    knowledge_base.sync()
+    assert knowledge_base.search("峰井", mode="keyword")  # a pair of characters
+    knowledge_base.vectorstore.core.use_keywords(KeywordTokenizer("words", user_words=("驼峰井",)))
+    knowledge_base.vectorstore.save_local(knowledge_base.store_folder)
+    (folder / "食堂.txt").write_text(FOOD + "驼峰井旁边。\n", encoding="utf-8")
+    (folder / "差旅" / "住宿.txt").unlink()
+    assert opened(folder, tiny).sync().changed
+    again = opened(folder, tiny)
+    assert again.search("峰井", mode="keyword") == []  # no word
+    found = {one.document.metadata["source"] for one in again.search("驼峰井", mode="keyword")}
+    assert found == {"产量.txt", "食堂.txt"}
+
+
+def test_an_index_without_keywords_gets_them_once_though_no_file_has_changed(
+    folder: Path, tiny: LuotuoEmbeddings
+) -> None:
+    assert not any(name.startswith("keywords") for name in save_without_keywords(folder, tiny))
+    searched = opened(folder, tiny)
+    expected = searched.search("住宿标准", mode="keyword")  # made for this search, not saved
+    assert len(expected) == 1
+    report = searched.sync()
+    assert (report.changed, report.unchanged) == (False, 2)
+    files = index_files(folder)
+    assert sum(name.startswith("keywords") for name in files) == 1
+    again = opened(folder, tiny)
+    again.sync()
+    assert index_files(folder) == files  # their numbers would be higher
+    assert again.search("住宿标准", mode="keyword") == expected
+    assert texts_by_source(again) == texts_by_source(searched)
+
+
+@pytest.mark.parametrize("problem", ["forbidden", "full"])
+def test_an_index_that_cannot_be_written_is_searched_all_the_same(
+    folder: Path,
+    tiny: LuotuoEmbeddings,
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = save_without_keywords(folder, tiny)
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if problem == "full":
+        monkeypatch.setattr("luotuo_integrations.store.files._flush", no_space)
+    else:
+        (folder / ".luotuo").chmod(0o555)
+        if os.access(folder / ".luotuo", os.W_OK):  # to root nothing is forbidden
+            monkeypatch.setattr(os, "access", lambda *_: False)
+    knowledge_base = opened(folder, tiny)
+    assert knowledge_base.sync().unchanged == 2
+    assert len(knowledge_base.search("住宿标准", mode="keyword")) == 1
+    (folder / ".luotuo").chmod(0o755)
+    assert index_files(folder) == before
+    assert ("each search will make its own" in caplog.text) == (problem == "full")
 
 
 # -- bad files and folders --------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from luotuo_integrations import LuotuoEmbeddings
 from luotuo_integrations.mapper import LinearQueryMapper, MapperError
-from luotuo_integrations.mapper_fit import MapperDataError, fit_mapper
+from luotuo_integrations.mapper_fit import Candidate, MapperDataError, fit_mapper
 from luotuo_integrations.mapper_methods import contrastive, discriminant, procrustes, ridge
 from luotuo_integrations.texts import Vectors
 
@@ -308,6 +308,28 @@ def test_it_stays_identity(pairs: int, reason: str) -> None:
     assert mapper.is_identity
     assert reason in str(mapper.report["reason"])
     assert mapper.report["pairs"] == pairs
+
+
+def test_few_different_answers_give_the_identity() -> None:
+    queries, passages = unit(random(30, D, seed=1)), unit(random(40, D, seed=2))
+    for places in ([0] * 15 + [1] * 15, [0] * 29 + [1], list(range(9)) + [0] * 21):
+        mapper = fit_mapper(queries, passages, places)
+        assert mapper.is_identity
+        assert "fewer than 10 pairs with different answers" in str(mapper.report["reason"])
+    assert fit_mapper(queries, passages[:2], [0] * 15 + [1] * 15).is_identity
+
+
+def test_held_back_answers_are_no_negatives_and_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def spy(queries: Vectors, passages: Vectors, positives: np.ndarray) -> tuple[Vectors, Vectors]:
+        seen.append((len(queries), len(passages)))
+        return np.zeros((D, D), np.float32), np.zeros(D, np.float32)
+
+    monkeypatch.setattr("luotuo_integrations.mapper_fit.CANDIDATES", (Candidate("spy", spy, (1.0,)),))
+    queries, passages, positives = turned(20)
+    fit_mapper(queries, np.concatenate([passages, unit(random(7, D, seed=9))]), positives)
+    assert seen == [(16, 23)] * 5  # 27 passages, of which the four answers held back are left out
 
 
 def test_where_vectors_are_right_already_nothing_is_changed() -> None:

@@ -196,6 +196,23 @@ def test_pairs_go_to_their_domain_up_to_its_share() -> None:
     assert groups["law"].scores() is None
 
 
+def test_every_fourth_modern_pair_is_turned_traditional() -> None:
+    lines = [
+        {"kind": "pair", "query": f"问{number}", "positive": f"答{number}", "source": source}
+        for number in range(16)
+        for source in ("LegalQA", "NiuTrans/史记")
+    ]
+    table = TextTable()
+    groups = pair_groups.pair_groups(lines, table, 200, lambda text: text.replace("问", "問"))
+    asked = [table.texts[query] for query, _ in groups["law"].rows]
+    assert [place for place, text in enumerate(asked) if text.startswith("問")] == [0, 8]  # 4 and 12: passages alone
+    table = TextTable()
+    groups = pair_groups.pair_groups(lines, table, 200, lambda text: text.replace("答", "荅"))
+    answers = [table.texts[passage] for _, passage in groups["law"].rows]
+    assert [place for place, text in enumerate(answers) if text.startswith("荅")] == [0, 4, 8, 12]
+    assert all(table.texts[passage].startswith("答") for _, passage in groups["classical"].rows)
+
+
 def test_scored_pairs_are_grouped_by_scale() -> None:
     lines = [
         {"sentence1": f"甲{number}", "sentence2": f"乙{number}", "label": 1.0, "source": source}

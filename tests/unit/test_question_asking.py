@@ -1,6 +1,8 @@
 """Questions of a language model: what is read in its replies, and that what is finished survives what may happen."""
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from luotuo_integrations import openai_compatible
-from luotuo_integrations.question_asking import PartialFileError, ask_questions, parse_questions
+from luotuo_integrations.question_asking import PartialFileError, ask_questions, holds_replies, parse_questions
 from luotuo_integrations.question_making import MadeQuestions, QuestionMakingError
 from luotuo_integrations.store.table import StoredDocument
 from tests.openai_stub import OpenAIStubServer
@@ -52,6 +54,20 @@ def asked(llm: Callable[[str], str], folder: Path, **options: object) -> MadeQue
         ("抱歉，我无法回答。", [], 0),
         ("[不是 JSON？", ["[不是 JSON？"], 0),
         ("[1, 2]", [], 0),
+        (
+            "1. 3.5万元以下的报销谁审批？\n12:30以后打卡算迟到吗？\n2) 10.1假期能连休吗？\n10：30开会能迟到吗？",
+            ["3.5万元以下的报销谁审批？", "12:30以后打卡算迟到吗？", "10.1假期能连休吗？", "10：30开会能迟到吗？"],
+            0,
+        ),
+        (
+            "1.5倍工资怎么算？\n- 3、5年司龄有区别吗？\n3)10天年假能分开休吗？",
+            ["1.5倍工资怎么算？", "3、5年司龄有区别吗？", "10天年假能分开休吗？"],
+            0,
+        ),
+        ("1. 1. 2月的奖金哪天发？\n-1层车库能停车吗？", ["1. 2月的奖金哪天发？", "-1层车库能停车吗？"], 0),
+        ("- **1. 怎么申请？**\n> Q2：3天的假谁批？\n**3.** 谁签字？", ["怎么申请？", "3天的假谁批？", "谁签字？"], 0),
+        ("年假\ud83d能休几天？\n怎么申请\U0001f600？", ["怎么申请\U0001f600？"], 1),  # half of an emoji
+        ('["年假\\ud83d能休几天？", "怎么申请\\ud83d\\ude00？"]', ["怎么申请\U0001f600？"], 1),
     ],
 )
 def test_what_is_read_in_a_reply(text: str, questions: list[str], refused: int) -> None:
@@ -167,6 +183,72 @@ def test_a_line_that_was_cut_off_is_asked_about_again(tmp_path: Path) -> None:
     assert asked(answer, tmp_path) == whole
     assert len(calls) == 1
     assert all(json.loads(line) for line in partial.read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize("begun", ["", "{", '{"settings": {"mod', '{"settings": {"model": "glm-4", "per_passage": 1'])
+def test_a_first_line_that_was_cut_off_is_no_line(tmp_path: Path, begun: str) -> None:
+    partial = tmp_path / "问题.jsonl.partial"
+    partial.write_text(begun, encoding="utf-8")
+    assert not holds_replies(partial)
+    made = asked(ask_about, tmp_path)
+    assert len(made.rows) == 12
+    assert [len(json.loads(line)) for line in partial.read_text(encoding="utf-8").splitlines()] == [1] + [3] * 12
+    assert asked(lambda _: pytest.fail("was asked again"), tmp_path) == made
+    assert holds_replies(partial)
+
+
+@pytest.mark.parametrize("other", ["我的笔记", '{"settings": 3}\n', "[]\n", '{"settings": {}}\n[1]\n'])
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path, other: str) -> None:
+    partial = tmp_path / "问题.jsonl.partial"
+    partial.write_text(other, encoding="utf-8")
+    with pytest.raises(PartialFileError):
+        asked(lambda _: pytest.fail("was called"), tmp_path)
+    assert partial.read_text(encoding="utf-8") == other
+
+
+def test_half_of_an_emoji_in_a_reply_costs_one_question(tmp_path: Path) -> None:
+    def answer(prompt: str) -> str:
+        return ask_about(prompt).replace("第3号", "\ud83d第3号")
+
+    made = asked(answer, tmp_path, concurrency=1)
+    assert len(made.rows) == 11
+    assert made.skipped == {"question not usable": 1}
+    assert asked(lambda _: pytest.fail("was asked again"), tmp_path) == made
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from luotuo_integrations.question_asking import ask_questions
+from tests.unit.test_question_asking import PASSAGES, ask_about
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+ask_questions(PASSAGES, ask_about, Path(sys.argv[1]), concurrency=1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the size of a file are Linux's")
+@pytest.mark.parametrize("room", [0, 20, 100, 300])
+def test_a_full_disk_leaves_whole_lines_and_the_same_call_goes_on(tmp_path: Path, room: int) -> None:
+    """Real writes that end in the middle of a line, in a process whose files may have so many bytes."""
+    partial = tmp_path / "问题.jsonl.partial"
+    command = [sys.executable, "-c", FULL_DISK, str(partial), str(room)]
+    ended = subprocess.run(command, capture_output=True, cwd=Path(__file__).parents[2], check=False)
+    assert b"File too large" in ended.stderr
+    kept = 0
+    if partial.exists():
+        content = partial.read_bytes()
+        assert content.endswith(b"\n")
+        kept = len(content.splitlines()) - 1
+    assert (kept > 0) == (room == 300) == partial.exists()
+    calls: list[str] = []
+
+    def answer(prompt: str) -> str:
+        calls.append(prompt)
+        return ask_about(prompt)
+
+    assert len(asked(answer, tmp_path).rows) == 12
+    assert len(calls) == 12 - kept
 
 
 def test_bad_arguments_are_refused_before_any_call(tmp_path: Path) -> None:

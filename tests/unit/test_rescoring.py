@@ -16,6 +16,7 @@ from small_store import some_vectors
 from luotuo_integrations.errors import StoreCorruptError
 from luotuo_integrations.llama_stores import FaissVectorStore
 from luotuo_integrations.store.core import FaissCore
+from luotuo_integrations.store.files import StoreFolder
 from luotuo_integrations.store.index import VectorIndex
 from luotuo_integrations.store.index_kinds import IndexKind
 from luotuo_integrations.store.merge import merge_stores
@@ -66,9 +67,9 @@ def written(index: RescoredIndex, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def opened(factory: str, metric: Metric, paths: dict[str, Path], rows: Any, **options: Any) -> RescoredIndex:
-    index = RescoredIndex(IndexKind(DIMENSION, metric, factory), **options)
-    index.restore(paths, rows, memory_map=True)
+def opened(factory: str, metric: Metric, paths: dict[str, Path], rows: Any, facts: Any = None) -> RescoredIndex:
+    index = RescoredIndex(IndexKind(DIMENSION, metric, factory))
+    index.restore(paths, rows, memory_map=True, facts=facts)
     return index
 
 
@@ -182,7 +183,7 @@ def test_removed_rows_are_gone_and_the_others_keep_codes_and_vectors(
     assert sorted(index.search(vectors_of(1, seed=1), 1_000)[1][0].tolist()) == held.tolist()
     index.rebuild()
     assert index.rows.tolist() == held.tolist()
-    assert index._codes.ntotal == len(held)
+    assert index._held.codes.ntotal == len(held)
     assert index.search(vectors_of(700)[held - 10], 1)[1][:, 0].tolist() == held.tolist()
 
 
@@ -225,11 +226,72 @@ def test_training_beforehand_is_kept_and_never_needed(factory: str) -> None:
     index = RescoredIndex(IndexKind(DIMENSION, "cosine", factory))
     index.check_training(1)
     index.train(vectors_of(200, seed=3))
-    codes = index._codes
+    codes = index._held.codes
     index.train(vectors_of(3))
     index.add(vectors_of(5), np.arange(5))
-    assert index._codes is codes
+    assert index._held.codes is codes
     assert index.search(vectors_of(5), 1)[1].tolist() == [[0], [1], [2], [3], [4]]
+
+
+@pytest.mark.parametrize("factory", KINDS)
+def test_a_store_that_grows_over_many_sessions_is_fitted_anew_too(factory: str, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    centres = generator.standard_normal((60, 128), dtype=np.float32)
+    vectors = centres[generator.integers(60, size=2_000)] + generator.standard_normal((2_000, 128)).astype(np.float32)
+    core, count = FaissCore(index_factory=factory), 1
+    while count < 2_000:
+        start = len(core)
+        core.add(vectors[start:count], ["文"] * (count - start), None, [str(row) for row in range(start, count)])
+        core.save(tmp_path)
+        core, count = FaissCore.load(tmp_path), 3 * count  # never fourfold in one session
+    assert len(core) == 729
+    queries = vectors[:100] + generator.standard_normal((100, 128)).astype(np.float32) / 2
+    best = best_of(scores_of(queries, vectors[:729], "cosine"), 4, "cosine")
+    found = [[int(hit.id) for hit in hits] for hits in core.search(queries, 4)]
+    assert np.mean([len({*a} & {*b}) / 4 for a, b in zip(found, best.tolist(), strict=True)]) > 0.97
+
+
+@pytest.mark.parametrize("factory", KINDS)
+def test_what_codes_were_fitted_to_is_saved_and_shrinks_with_it(factory: str, tmp_path: Path) -> None:
+    index = filled(factory, count=200)
+    index.add(vectors_of(600)[200:], np.arange(210, 610))
+    assert index.facts() == {"fitted_to": 200}
+    index.discard(np.arange(10, 60))  # marked only
+    assert index.facts() == {"fitted_to": 150}
+    again = opened(factory, "cosine", written(index, tmp_path), index.rows, facts=index.facts())
+    again.add(vectors_of(1), np.array([700]))
+    assert again.facts() == {"fitted_to": 150}  # 551 of them are less than fourfold
+    again.discard(np.arange(60, 200))
+    assert again.facts() == {"fitted_to": 10}
+    again.add(vectors_of(1), np.array([701]))
+    assert again.facts() == {"fitted_to": 412}
+    again.discard(again.rows)
+    assert again.facts() == {"fitted_to": 0}  # so the next addition fits them
+    again.add(vectors_of(3), np.arange(800, 803))
+    assert again.facts() == {"fitted_to": 3}
+
+
+@pytest.mark.parametrize("factory", KINDS)
+def test_a_folder_that_does_not_tell_is_fitted_anew_by_the_next_addition(
+    factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = StoreFolder.save
+
+    def as_before(self: StoreFolder, facts: Any, parts: Any) -> None:
+        saved(self, {name: value for name, value in facts.items() if name != "index"}, parts)
+
+    core = FaissCore(index_factory=factory)
+    core.add(vectors_of(), ["文"] * COUNT, None, [str(row) for row in range(COUNT)])
+    monkeypatch.setattr(StoreFolder, "save", as_before)
+    core.save(tmp_path)
+    again: Any = FaissCore.load(tmp_path)
+    codes = again._index._held.codes
+    again.train(vectors_of(10))  # would be codes of nothing
+    assert again._index._held.codes is codes
+    assert [hits[0].id for hits in again.search(vectors_of()[:50], 1)] == [str(row) for row in range(50)]
+    again.add(vectors_of(1, seed=5), ["新"])
+    assert again._index.facts() == {"fitted_to": COUNT + 1}
+    assert again._index._held.codes is not codes
 
 
 @pytest.mark.parametrize("moment", ["room", "codes", "first codes"])
@@ -249,7 +311,7 @@ def test_a_failure_while_adding_leaves_everything_as_it_was(
     if moment == "room":
         monkeypatch.setattr(WholeVectors, "reserve", failing)
     elif moment == "codes":
-        monkeypatch.setattr(core._index._codes, "add", failing)  # type: ignore[union-attr]
+        monkeypatch.setattr(core._index._held.codes, "add", failing)  # type: ignore[union-attr]
     else:
         monkeypatch.setattr(RescoredIndex, "_coded_anew", failing)
     with pytest.raises(MemoryError):
@@ -362,7 +424,7 @@ def test_whole_vectors_stay_on_the_disk_once_the_store_is_opened(factory: str, t
 def test_files_bring_back_the_same_answers(factory: str, metric: Metric, memory_map: bool, tmp_path: Path) -> None:
     index = filled(factory, metric)
     index.discard(np.arange(10, 60))  # marked only: the files are without them all the same
-    assert index._marked
+    assert index._held.marked
     before = index.search(vectors_of(20, seed=1), 6)
     paths = written(index, tmp_path)
     again = RescoredIndex(IndexKind(DIMENSION, metric, factory))
@@ -370,8 +432,8 @@ def test_files_bring_back_the_same_answers(factory: str, metric: Metric, memory_
     after = again.search(vectors_of(20, seed=1), 6)
     assert all((one == other).all() for one, other in zip(before, after, strict=True))
     assert (again.vectors(again.rows) == index.vectors(index.rows)).all()
-    assert again._codes.ntotal == 550
-    assert index._marked  # writing changed nothing
+    assert again._held.codes.ntotal == 550
+    assert index._held.marked  # writing changed nothing
 
 
 @pytest.mark.parametrize("factory", KINDS)

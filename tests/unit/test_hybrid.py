@@ -14,6 +14,7 @@ from luotuo_integrations.fusion import fuse
 from luotuo_integrations.hybrid_retriever import HybridRetriever
 from luotuo_integrations.hybrid_search import HybridSettings, hybrid_search
 from luotuo_integrations.llama_hybrid import HybridNodeRetriever
+from luotuo_integrations.mapper import LinearQueryMapper
 from luotuo_integrations.store.core import FaissCore
 
 TEXTS = [
@@ -214,6 +215,19 @@ async def test_the_asynchronous_road_finds_the_same(store: FAISS) -> None:
     scores = [score for _, score in retriever.search_with_score("住宿标准")]
     assert scores == sorted(scores, reverse=True)
     assert len(scores) == 4
+
+
+async def test_a_query_mapper_moves_the_vectors_of_the_hybrid_search(embeddings: LuotuoEmbeddings) -> None:
+    turn = np.eye(embeddings.dimension, dtype=np.float32)[::-1] - np.eye(embeddings.dimension, dtype=np.float32)
+    mapper = LinearQueryMapper(turn, turn[0] * 0, embeddings.model, embeddings.fingerprint)
+    store = FAISS.from_texts(TEXTS, embeddings.model_copy(update={"mapper": mapper}))
+    query = "出差住宿标准"
+    vector = mapper(embeddings.encode([query], "query"))[0]
+    expected = [hit.id for hit in hybrid_search(store.core, vector, query, 4)]
+    assert expected != [hit.id for hit in hybrid_search(store.core, embeddings.encode([query], "query")[0], query, 4)]
+    retriever = HybridRetriever.from_store(store)
+    assert [document.id for document in retriever.invoke(query)] == expected
+    assert [document.id for document in await retriever.ainvoke(query)] == expected
 
 
 def test_an_empty_store_finds_nothing(embeddings: LuotuoEmbeddings) -> None:

@@ -30,7 +30,7 @@ matrix: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(PIP_INSTALL) --group bench
-	for name in encode query startup memory faiss_store ann example_questions train; do \
+	for name in encode query startup memory faiss_store ann keywords example_questions train; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; \
 	done
 

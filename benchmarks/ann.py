@@ -18,7 +18,6 @@ Run from the root of the repository: OMP_WAIT_POLICY=PASSIVE python -m benchmark
 
 import argparse
 import json
-import re
 import statistics
 import tempfile
 import time
@@ -30,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.keywords import drawn_texts
 from benchmarks.peers import machine
 from luotuo_integrations import LuotuoEmbeddings
 from luotuo_integrations._optional import require
@@ -40,7 +40,6 @@ from luotuo_integrations.store.rescoring import RESCORED, WHOLE, RescoredIndex, 
 from luotuo_integrations.store.vector_math import unit_rows
 
 faiss = require("faiss", extra="faiss")
-DATA = Path(__file__).parents[1] / "examples" / "data"
 DIMENSION, K, QUERIES, SINGLE = 384, 10, 500, 100
 # Factory string and the efforts to try; None is the store's own choice.
 STORE_KINDS: dict[str, tuple[int | None, ...]] = {
@@ -137,18 +136,10 @@ def clusters(size: int, seed: int) -> tuple[Vectors, Vectors]:
 
 def text_vectors(size: int, seed: int) -> tuple[Vectors, Vectors]:
     """Vectors of the bundled model: passages float32 (size, 384) and queries (500, 384), of length 1."""
-    documents = "\n".join(path.read_text(encoding="utf-8") for path in sorted(DATA.rglob("*.md")))
-    sentences = sorted({part.strip() for part in re.split(r"(?<=[。！？])|\n", documents) if len(part.strip()) > 6})
-    generator = np.random.default_rng(seed)
-
-    def drawn(count: int, length: int) -> list[str]:
-        return [
-            "".join(sentences[place] for place in row)
-            for row in generator.integers(len(sentences), size=(count, length))
-        ]
-
     embeddings = LuotuoEmbeddings(show_progress=True)
-    return embeddings.encode(drawn(size, 3), "passage"), embeddings.encode(drawn(QUERIES, 2), "query")
+    generator = np.random.default_rng(seed)
+    passages, queries = drawn_texts(size, 3, generator), drawn_texts(QUERIES, 2, generator)
+    return embeddings.encode(passages, "passage"), embeddings.encode(queries, "query")
 
 
 # -- indexes ----------------------------------------------------------------------------------------------------------

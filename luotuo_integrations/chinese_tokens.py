@@ -76,7 +76,7 @@ class KeywordTokenizer:
             other letters and digits is one token) or ``"both"``, one after the other, so that a word of two
             characters counts twice. Pairs find more than words, and need no dictionary, but a query of one Chinese
             character finds it only where no other stands beside it. Both together measured best
-            (docs/retrieval.md), for an index of 1.6 times the size of the pairs' and three times their time.
+            (docs/retrieval.md), for an index of 1.6 times the size of the pairs' and 2.4 times their time.
         user_words: Words of one's own trade, which a dictionary may lack. ``"words"`` keeps them whole wherever they
             stand, the longest first; ``"bigrams"`` adds them to the pairs, so that they count for more; ``"both"``
             keeps them whole among its words. A word that begins or ends with a Latin letter or digit is not looked for

@@ -7,6 +7,15 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
+# A batch whose activations stay in the processor's caches was 1.5 times as fast on two cores as one of 16,384 tokens.
+CPU_BUDGET = 2_048
+GPU_BUDGET = 16_384
+
+
+def default_budget(device_type: str) -> int:
+    """Padded tokens of a batch on ``"cpu"``, or on another type of device."""
+    return CPU_BUDGET if device_type == "cpu" else GPU_BUDGET
+
 
 def token_budget_batches(lengths: Sequence[int], budget: int, max_padding: float = math.inf) -> Iterator[list[int]]:
     """Group texts so that a padded batch stays within a budget: count * longest <= budget.

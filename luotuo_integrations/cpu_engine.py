@@ -32,6 +32,13 @@ _MOST_SCORES = 32 * 2**20  # longer texts are left to torch, which never holds a
 Model = TypeVar("Model", bound=nn.Module)
 
 
+def check_backend(backend: str) -> None:
+    """Raise ValueError unless it is ``"auto"``, which allows this engine, or ``"torch"``, which does not."""
+    if backend not in ("auto", "torch"):
+        msg = f"backend={backend!r} is unknown; use 'auto' or 'torch'"
+        raise ValueError(msg)
+
+
 def fastest_on_cpu(model: EmbeddingModel, *, allow_bfloat16: bool) -> tuple[EmbeddingModel, str]:
     """The model with the fastest matrix products that give the same vectors here.
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from luotuo_integrations.batching import token_budget_batches, windows
-from luotuo_integrations.cpu_engine import fastest_reranker_on_cpu
+from luotuo_integrations.cpu_engine import check_backend, fastest_reranker_on_cpu
 from luotuo_integrations.devices import choose_device, choose_dtype
-from luotuo_integrations.encoder import CPU_BUDGET, GPU_BUDGET, MOST_PADDING
+from luotuo_integrations.encoder import MOST_PADDING
 from luotuo_integrations.halving import HalvingRunner
 from luotuo_integrations.progress import progress_bar
 from luotuo_integrations.registry import resolve
@@ -70,12 +70,8 @@ class CrossEncoder(HalvingRunner):
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if backend not in ("auto", "torch"):
-            msg = f"backend={backend!r} is unknown; use 'auto' or 'torch'"
-            raise ValueError(msg)
-        chosen = choose_device(device)
-        budget = CPU_BUDGET if chosen.type == "cpu" else GPU_BUDGET
-        super().__init__(chosen, budget if max_tokens_per_batch is None else max_tokens_per_batch)
+        check_backend(backend)
+        super().__init__(choose_device(device), max_tokens_per_batch)
         self.dtype = choose_dtype(dtype, self.device)
         self.folder = resolve(model, cache_folder=cache_folder, revision=revision, kind="reranker")
         self.model, self.prompt, config = load_reranker(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from luotuo_integrations.batching import token_budget_batches, windows
-from luotuo_integrations.cpu_engine import fastest_on_cpu
+from luotuo_integrations.cpu_engine import check_backend, fastest_on_cpu
 from luotuo_integrations.devices import choose_device, choose_dtype
 from luotuo_integrations.fingerprint import document_fingerprint
 from luotuo_integrations.halving import HalvingRunner
@@ -29,9 +29,6 @@ WINDOW = 32_768  # texts held at once: the memory of an endless input
 WINDOW_CHARACTERS = 64_000_000
 CHUNK = 1_024  # texts tokenized at once, while the device works on the chunk before
 CHUNK_CHARACTERS = 1_000_000  # a tokenizer needs about a hundred bytes a token
-# A batch whose activations stay in the processor's caches was 1.5 times as fast on two cores as one of 16,384 tokens.
-CPU_BUDGET = 2_048
-GPU_BUDGET = 16_384
 MOST_PADDING = 0.04  # padded tokens for each real one
 
 
@@ -78,12 +75,8 @@ class Encoder(HalvingRunner):
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if backend not in ("auto", "torch"):
-            msg = f"backend={backend!r} is unknown; use 'auto' or 'torch'"
-            raise ValueError(msg)
-        chosen = choose_device(device)
-        budget = CPU_BUDGET if chosen.type == "cpu" else GPU_BUDGET
-        super().__init__(chosen, budget if max_tokens_per_batch is None else max_tokens_per_batch)
+        check_backend(backend)
+        super().__init__(choose_device(device), max_tokens_per_batch)
         self.dtype = choose_dtype(dtype, self.device)
         self.card: ModelCard | None = find_card(model)
         self.folder = resolve(model, cache_folder=cache_folder, revision=revision)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from luotuo_integrations.batching import default_budget
 from luotuo_integrations.devices import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -24,18 +25,18 @@ class HalvingRunner:
 
     Args:
         device: See above.
-        max_tokens_per_batch: See above; from 1.
+        max_tokens_per_batch: See above; from 1. None takes the device's default.
 
     Raises:
         ValueError: If the budget is less than 1.
     """
 
-    def __init__(self, device: torch.device, max_tokens_per_batch: int) -> None:
-        if max_tokens_per_batch < 1:
+    def __init__(self, device: torch.device, max_tokens_per_batch: int | None) -> None:
+        if max_tokens_per_batch is not None and max_tokens_per_batch < 1:
             msg = f"max_tokens_per_batch={max_tokens_per_batch} must be at least 1, or None for the device's default"
             raise ValueError(msg)
         self.device = device
-        self.max_tokens_per_batch = max_tokens_per_batch
+        self.max_tokens_per_batch = max_tokens_per_batch or default_budget(device.type)
         self._lock = threading.Lock()  # one forward pass at a time: more would only share the device
 
     def _in_halves(

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from opencc import OpenCC
 
-from luotuo_integrations.encoder import CPU_BUDGET
+from luotuo_integrations.batching import CPU_BUDGET
 from luotuo_integrations.model_folder import DenseSettings
 from luotuo_integrations.modeling import EmbeddingModel, make_head
 from luotuo_integrations.registry import resolve

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luotuo_integrations.batching import token_budget_batches
-from luotuo_integrations.encoder import CPU_BUDGET, GPU_BUDGET
+from luotuo_integrations.batching import default_budget, token_budget_batches
 from luotuo_integrations.modeling import EmbeddingModel
 from luotuo_integrations.pooling import pool
 from luotuo_integrations.progress import progress_bar
@@ -124,7 +123,7 @@ class Aligner:
         )
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.steps = plan_steps(tokens.lengths, config.tokens, config.tokens_per_step, seed, passes=config.passes)
-        self.budget = CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET
+        self.budget = default_budget(self.device.type)
         self._scale = self._spread() if self.steps else []
         self._fingerprint = self._plan_fingerprint()
 

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from luotuo_integrations.batching import token_budget_batches
+from luotuo_integrations.batching import default_budget, token_budget_batches
 from luotuo_integrations.devices import is_out_of_memory
-from luotuo_integrations.encoder import CPU_BUDGET, GPU_BUDGET
 from luotuo_integrations.modeling import EmbeddingModel
 from luotuo_integrations.training.config_sections import BatchConfig
 from luotuo_integrations.training.objective import StepVectors
@@ -87,7 +86,7 @@ class StepRunner:
         self.device = accelerator.device
         self.dropout = dropout
         self.seed = seed
-        self.tokens_per_pass = settings.tokens_per_pass or (CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET)
+        self.tokens_per_pass = settings.tokens_per_pass or default_budget(self.device.type)
         self.tokens_in_memory = settings.tokens_in_memory or tokens_in_memory(model, self.device)
         for module in model.modules():
             if isinstance(module, nn.Dropout):

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from torch import distributed as dist
 
 from luotuo_integrations._optional import require
-from luotuo_integrations.encoder import CPU_BUDGET, GPU_BUDGET
+from luotuo_integrations.batching import default_budget
 from luotuo_integrations.modeling import EmbeddingModel
 from luotuo_integrations.texts import Kind, Vectors
 from luotuo_integrations.tokenization import TextTokenizer
@@ -130,7 +130,7 @@ class TrainingRun:
         settings = self.model.settings
         self.tokenizer = TextTokenizer(student / settings.transformer, lowercase=settings.lowercase)
         self.max_tokens = config.student.max_tokens or settings.max_tokens or 512
-        self.budget = CPU_BUDGET if accelerator.device.type == "cpu" else GPU_BUDGET
+        self.budget = default_budget(accelerator.device.type)
 
     def tokens(self, table: TextTable, *, show_progress: bool = False) -> TokenTable:
         """The tokens of every text of a table."""

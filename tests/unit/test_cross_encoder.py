@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import luotuo_integrations.cross_encoder as cross_encoder_module
+from luotuo_integrations.batching import CPU_BUDGET, GPU_BUDGET
 from luotuo_integrations.cross_encoder import DEFAULT_LENGTH, CrossEncoder
-from luotuo_integrations.encoder import CPU_BUDGET, GPU_BUDGET
 from luotuo_integrations.errors import ModelFormatError, ModelNotFoundError
 from luotuo_integrations.rerank_models import AnswerMargin
 from luotuo_integrations.rerank_prompts import qwen_prompt

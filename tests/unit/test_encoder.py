@@ -16,8 +16,9 @@ from conftest import ALPHABET
 from safetensors.torch import load_file, save_file
 
 import luotuo_integrations.encoder as encoder_module
+from luotuo_integrations.batching import CPU_BUDGET
 from luotuo_integrations.devices import choose_device, choose_dtype, is_out_of_memory
-from luotuo_integrations.encoder import CPU_BUDGET, Encoder
+from luotuo_integrations.encoder import Encoder
 
 TEXTS = [
     "试用期员工可以请年假吗",

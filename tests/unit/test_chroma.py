@@ -19,6 +19,7 @@ from luotuo_integrations.chroma import Chroma, LuotuoEmbeddingFunction, collecti
 from luotuo_integrations.chroma_collections import flatten_metadata
 from luotuo_integrations.embeddings import LuotuoEmbeddings
 from luotuo_integrations.errors import StoreMismatchError
+from luotuo_integrations.mapper import LinearQueryMapper
 
 TEXTS = ["试用期可以请年假吗", "出差住宿标准每晚四百五十元", "今天天气很好", "报销发票需要什么材料", "公司在哪里"]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -342,3 +343,23 @@ def test_examples_find_the_right_section(name: str, expected: list[str], capsys:
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert [words for words in expected if words not in printed] == []
+
+
+# Query mapper
+
+
+def test_a_query_mapper_moves_queries_and_leaves_what_is_stored(
+    embeddings: LuotuoEmbeddings, store: Chroma, folder: Path
+) -> None:
+    size = embeddings.dimension
+    turn = np.eye(size, dtype=np.float32)[::-1] - np.eye(size, dtype=np.float32)
+    mapper = LinearQueryMapper(turn, np.zeros(size, np.float32), embeddings.model, embeddings.fingerprint)
+    mapped = embeddings.model_copy(update={"mapper": mapper})
+    passages, vector = embeddings.encode(TEXTS, "passage"), mapper(embeddings.encode(["住宿标准"], "query"))[0]
+    expected = dict(zip(TEXTS, (1 - passages @ vector).tolist(), strict=True))  # Chroma's scores are distances
+    opened = Chroma(collection_name="员工手册", embedding_function=mapped, persist_directory=folder)
+    found = {one.page_content: score for one, score in opened.similarity_search_with_score("住宿标准", k=5)}
+    assert found == pytest.approx(expected, abs=1e-4)
+    opened.add_texts(["新的一段"], ids=["6"])
+    stored = store.get(ids=["6"], include=["embeddings"])["embeddings"]
+    np.testing.assert_allclose(stored, embeddings.encode(["新的一段"], "passage"), atol=1e-5)
